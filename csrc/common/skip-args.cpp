@@ -1,0 +1,249 @@
+#include "skip-args.h"
+
+#include "skip-overrides.h"
+
+#include "arg.h"
+#include "common.h"
+#include "log.h"
+
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <list>
+#include <map>
+#include <regex>
+#include <set>
+#include <stdexcept>
+
+static const char * const spec_help =
+    "SPEC: none or ITEM[,ITEM...], ITEM: N | N-M (inclusive) | N-M+STEP, blocks are numbered as in the file";
+
+// an empty value would otherwise look like a flag that was not given
+static const std::string & not_empty(const char * flag, const std::string & value) {
+    if (value.empty()) {
+        throw std::invalid_argument(string_format("%s: the value is empty", flag));
+    }
+    return value;
+}
+
+void common_skip_add_args(const std::function<void(common_arg)> & add_opt) {
+    add_opt(common_arg({ "--skip-layers" }, "SPEC",
+        string_format("blocks (transformer layers) to leave out: not read, not uploaded, no KV cache, not computed "
+                      "(default: none)\n%s",
+            spec_help),
+        [](common_params & params, const std::string & value) {
+            params.skip_layers = not_empty("--skip-layers", value);
+        }).set_env("LLAMA_ARG_SKIP_LAYERS"));
+    add_opt(common_arg({ "--skip-scale" }, "SPEC",
+        "factor on the residual stream where blocks are left out (default: 1)\n"
+        "SPEC: A for every gap, or N:A,... for the gap that begins at block N",
+        [](common_params & params, const std::string & value) {
+            params.skip_scale = not_empty("--skip-scale", value);
+        }).set_env("LLAMA_ARG_SKIP_SCALE"));
+    add_opt(common_arg({ "--skip-layers-draft" }, "SPEC",
+        "blocks to leave out of the draft model, as --skip-layers (default: none)",
+        [](common_params & params, const std::string & value) {
+            params.speculative.draft.skip_layers = not_empty("--skip-layers-draft", value);
+        })
+                .set_spec()
+                .set_env("LLAMA_ARG_SKIP_LAYERS_DRAFT"));
+}
+
+static bool has_override(const std::vector<llama_model_kv_override> & overrides, const std::string & key) {
+    for (const auto & o : overrides) {
+        if (o.key == key) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void add_flag(
+    std::vector<llama_model_kv_override> & overrides, const char * flag, const char * key, const std::string & value) {
+    if (value.empty()) {
+        return;
+    }
+    if (has_override(overrides, key)) {
+        throw std::invalid_argument(
+            string_format("error: %s: also given as --override-kv %s, use one of them", flag, key));
+    }
+    llama_skip_add_override(overrides, key, value);
+}
+
+// the model whose set was checked when the arguments were parsed
+static std::string & checked_model() {
+    static std::string path;
+    return path;
+}
+
+static void check_path(const std::string & path, const std::string & layers, const std::string & scale,
+    const char * flag_layers, const char * flag_scale) {
+    if (!llama_skip_check(path.c_str(), layers.c_str(), scale.c_str(), flag_layers, flag_scale)) {
+        throw std::invalid_argument(string_format("error: %s", llama_skip_error()));
+    }
+}
+
+static void check_overrides(const std::string & path, std::vector<llama_model_kv_override> overrides) {
+    overrides.emplace_back();
+    overrides.back().key[0] = 0;
+    if (!llama_skip_check_overrides(path.c_str(), overrides.data())) {
+        throw std::invalid_argument(string_format("error: %s", llama_skip_error()));
+    }
+}
+
+//
+// -ncmoe, -ncffn
+//
+
+static std::set<const char *> & ordinal_patterns() {
+    static std::set<const char *> patterns;
+    return patterns;
+}
+
+void common_skip_note_pattern(const char * pattern) {
+    ordinal_patterns().insert(pattern);
+}
+
+// "blk\.N..." with N a kept block's number -> the same with its index in the file
+static void place_patterns(
+    std::vector<llama_model_tensor_buft_override> & bufts, const llama_model_kv_override * overrides) {
+    static std::list<std::string> placed; // patterns are borrowed pointers
+
+    for (auto & o : bufts) {
+        if (o.pattern == nullptr || ordinal_patterns().count(o.pattern) == 0) {
+            continue;
+        }
+        static const std::regex number("^blk\\\\\\.([0-9]+)");
+
+        std::cmatch m;
+        if (std::regex_search(o.pattern, m, number)) {
+            const int il = llama_skip_layer_index(overrides, std::stoi(m[1]));
+            placed.push_back(string_format("blk\\.%d%s", il, m.suffix().str().c_str()));
+            o.pattern = placed.back().c_str();
+        }
+    }
+}
+
+void common_skip_finish(common_params & params) {
+    const auto & draft = params.speculative.draft;
+
+    // a value that the grammar refuses needs no model
+    check_path("", params.skip_layers, params.skip_scale, "--skip-layers", "--skip-scale");
+    check_path("", draft.skip_layers, "", "--skip-layers-draft", "");
+
+    check_overrides(params.model.path, params.kv_overrides);
+    add_flag(params.kv_overrides, "--skip-layers", LLAMA_SKIP_KEY_LAYERS, params.skip_layers);
+    add_flag(params.kv_overrides, "--skip-scale", LLAMA_SKIP_KEY_SCALE, params.skip_scale);
+
+    if (!params.skip_layers.empty() || !params.skip_scale.empty()) {
+        const bool scale_only = params.skip_layers.empty() && has_override(params.kv_overrides, LLAMA_SKIP_KEY_LAYERS);
+        if (scale_only) {
+            check_overrides(params.model.path, params.kv_overrides);
+        } else {
+            check_path(params.model.path, params.skip_layers, params.skip_scale, "--skip-layers", "--skip-scale");
+        }
+        auto overrides = params.kv_overrides;
+        overrides.emplace_back();
+        overrides.back().key[0] = 0;
+        place_patterns(params.tensor_buft_overrides, overrides.data());
+    }
+    checked_model() = params.model.path;
+    if (!draft.skip_layers.empty()) {
+        check_path(draft.mparams.path, draft.skip_layers, "", "--skip-layers-draft", "");
+        place_patterns(params.speculative.draft.tensor_buft_overrides, common_skip_overrides(draft.skip_layers, ""));
+    }
+}
+
+bool common_skip_check(const common_params & params) {
+    if (params.kv_overrides.empty() || params.model.path == checked_model() ||
+        llama_skip_check_overrides(params.model.path.c_str(), params.kv_overrides.data())) {
+        return true;
+    }
+    LOG_ERR("error: %s\n", llama_skip_error());
+    return false;
+}
+
+void common_skip_to_draft(common_params & params, const common_params_speculative_draft & draft) {
+    std::vector<llama_model_kv_override> overrides;
+    for (const auto & o : params.kv_overrides) {
+        if (o.key[0] != 0 && !llama_skip_is_override(o.key)) {
+            overrides.push_back(o);
+        }
+    }
+    params.skip_layers = draft.skip_layers;
+    params.skip_scale.clear();
+    if (!draft.skip_layers.empty()) {
+        llama_skip_add_override(overrides, LLAMA_SKIP_KEY_LAYERS, draft.skip_layers);
+    }
+    if (!overrides.empty()) {
+        overrides.emplace_back();
+        overrides.back().key[0] = 0;
+    }
+    params.kv_overrides = std::move(overrides);
+}
+
+const llama_model_kv_override * common_skip_overrides(const std::string & layers, const std::string & scale) {
+    if (layers.empty() || layers == "none") {
+        return nullptr;
+    }
+    static std::map<std::pair<std::string, std::string>, std::vector<llama_model_kv_override>> known;
+
+    auto & overrides = known[{ layers, scale }];
+    if (overrides.empty()) {
+        llama_skip_add_override(overrides, LLAMA_SKIP_KEY_LAYERS, layers);
+        if (!scale.empty()) {
+            llama_skip_add_override(overrides, LLAMA_SKIP_KEY_SCALE, scale);
+        }
+        overrides.emplace_back();
+        overrides.back().key[0] = 0;
+    }
+    return overrides.data();
+}
+
+std::string common_skip_props(const llama_model * model) {
+    const int32_t n_layer = llama_model_n_layer(model);
+    return nlohmann::ordered_json{
+        { "layers", llama_model_skip_layers(model) },
+        { "scale", llama_model_skip_scale(model) },
+        { "n_layer", n_layer },
+        { "n_layer_kept", n_layer - llama_model_n_skipped(model) },
+        { "bytes_not_loaded", llama_model_skipped_size(model) },
+    }
+        .dump();
+}
+
+//
+// llama-bench
+//
+
+void common_skip_bench_arg(
+    const std::string & arg, const std::string & value, std::vector<std::string> & layers, std::string & scale) {
+    const bool is_layers = arg == "--skip-layers";
+    not_empty(arg.c_str(), value);
+    if (!llama_skip_check(
+            "", is_layers ? value.c_str() : "", is_layers ? "" : value.c_str(), arg.c_str(), arg.c_str())) {
+        fprintf(stderr, "error: %s\n", llama_skip_error());
+        exit(1);
+    }
+    if (is_layers) {
+        layers.push_back(value);
+    } else {
+        scale = value;
+    }
+}
+
+bool common_skip_bench_check(const std::string & path, const std::string & layers, const std::string & scale) {
+    if (layers == "none" ||
+        llama_skip_check(path.c_str(), layers.c_str(), scale.c_str(), "--skip-layers", "--skip-scale")) {
+        return true;
+    }
+    fprintf(stderr, "error: %s\n", llama_skip_error());
+    return false;
+}
+
+void common_skip_bench_loaded(const llama_model * model) {
+    if (llama_model_n_skipped(model) > 0) {
+        fprintf(stderr, "%s\n", llama_model_skip_summary(model));
+    }
+}

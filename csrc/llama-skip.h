@@ -1,0 +1,51 @@
+#pragma once
+
+// Blocks left out: additions to llama.h. What to leave out at load travels in llama_model_params.kv_overrides
+// ("skip.layers", "skip.scale"), so no public struct of llama.h changes.
+
+#include "llama.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// e.g. "0.1.0", and the upstream commit it is built on
+LLAMA_API const char * llama_skip_version(void);
+LLAMA_API const char * llama_skip_upstream(void);
+
+// the reason of the last function of this header that failed in this thread
+LLAMA_API const char * llama_skip_error(void);
+
+// Checks a set and its scales against a model's hyperparameters: no tensor is read. layers and scale may be null or empty;
+// the names stand at the start of a message. Returns false and sets llama_skip_error() when they are refused; a file that
+// cannot be read is not, loading it gives the reason.
+LLAMA_API bool llama_skip_check(const char * path_model, const char * layers, const char * scale,
+    const char * name_layers, const char * name_scale);
+
+// The same for overrides.
+LLAMA_API bool llama_skip_check_overrides(const char * path_model, const struct llama_model_kv_override * overrides);
+
+// Whether block il was left out when the model was loaded.
+LLAMA_API bool     llama_model_is_skipped(const struct llama_model * model, int32_t il);
+LLAMA_API int32_t  llama_model_n_skipped(const struct llama_model * model);
+LLAMA_API uint64_t llama_model_skipped_size(const struct llama_model * model); // bytes of weights not loaded
+
+// The set, and its scales that are not 1, in the form of the flags, and the line that loading logs about them; each valid
+// until the thread's next call of any of them.
+LLAMA_API const char * llama_model_skip_layers(const struct llama_model * model);
+LLAMA_API const char * llama_model_skip_scale(const struct llama_model * model);
+LLAMA_API const char * llama_model_skip_summary(const struct llama_model * model);
+
+// File index of the kept block number `ordinal` (0-based) under a model's overrides.
+LLAMA_API int32_t llama_skip_layer_index(const struct llama_model_kv_override * overrides, int32_t ordinal);
+
+// The run-time mask of a context: leaves out the blocks `layers` names in addition to the model's set ("none" or null: only
+// those), from the next llama_decode() on. A gap that the mask changes is the identity unless `scale` names it; scale may be
+// null. Returns false, sets llama_skip_error() and keeps the old mask when the set or the architecture does not allow it.
+// llama_decode() fails with -1 while a block would run over tokens that were decoded without it.
+LLAMA_API bool llama_skip_set_mask(struct llama_context * ctx, const char * layers, const char * scale);
+LLAMA_API bool llama_skip_is_masked(const struct llama_context * ctx, int32_t il);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,206 @@
+#include "llama-skip.h"
+
+#include "skip-load.h"
+#include "skip-make.h"
+#include "skip-spec.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model-loader.h"
+#include "llama-model.h"
+
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+
+static thread_local std::string last_error;
+static thread_local std::string last_text;
+
+const char * llama_skip_version(void) {
+    return LLAMA_SKIP_VERSION;
+}
+
+const char * llama_skip_upstream(void) {
+    return LLAMA_SKIP_UPSTREAM;
+}
+
+const char * llama_skip_error(void) {
+    return last_error.c_str();
+}
+
+namespace {
+
+// drops the log lines of this thread while it lives
+struct quiet_log {
+    static std::mutex & mutex() {
+        static std::mutex m;
+        return m;
+    }
+
+    std::lock_guard<std::mutex> lock{ mutex() };
+    std::thread::id             thread = std::this_thread::get_id();
+    ggml_log_callback           callback;
+    void *                      user_data;
+
+    quiet_log() {
+        llama_log_get(&callback, &user_data);
+        llama_log_set(
+            [](ggml_log_level level, const char * text, void * data) {
+                const auto * self = (const quiet_log *) data;
+                if (std::this_thread::get_id() != self->thread) {
+                    self->callback(level, text, self->user_data);
+                }
+            },
+            this);
+    }
+    ~quiet_log() { llama_log_set(callback, user_data); }
+};
+
+} // namespace
+
+static bool check(const char * path_model, const llama_skip_spec & spec, const llama_skip_names & names) {
+    if (path_model == nullptr || path_model[0] == '\0') {
+        return true;
+    }
+    std::unique_ptr<llama_model> model;
+    try {
+        quiet_log quiet;
+
+        llama_model_params       params = llama_model_default_params();
+        std::vector<std::string> splits;
+        llama_model_loader ml(nullptr, nullptr, nullptr, path_model, splits, nullptr, LLAMA_LOAD_MODE_NONE, false, true,
+            false, nullptr, nullptr);
+
+        model.reset(llama_model_create(ml, params));
+        auto * base = dynamic_cast<llama_model_base *>(model.get());
+        if (base == nullptr) {
+            return true;
+        }
+        model->hparams.vocab_only = false;
+        model->hparams.no_alloc   = true;
+        base->load_hparams(ml);
+    } catch (const std::exception &) {
+        return true;
+    }
+    llama_skip_make(model->hparams, model->arch, spec, names);
+    return true;
+}
+
+bool llama_skip_check(const char * path_model, const char * layers, const char * scale, const char * name_layers,
+    const char * name_scale) {
+    try {
+        const llama_skip_spec  spec  = { layers ? layers : "", scale ? scale : "" };
+        const llama_skip_names names = { name_layers, name_scale };
+
+        // the grammar first: it needs no file
+        if (!spec.layers.empty()) {
+            llama_skip_parse_layers(names.layers, spec.layers);
+        }
+        if (!spec.scale.empty()) {
+            llama_skip_parse_scale(names.scale, spec.scale);
+        }
+        return check(path_model, spec, names);
+    } catch (const std::exception & err) {
+        last_error = err.what();
+        return false;
+    }
+}
+
+bool llama_skip_check_overrides(const char * path_model, const llama_model_kv_override * overrides) {
+    try {
+        const llama_skip_spec spec = llama_skip_read_overrides(overrides);
+        if (spec.layers.empty() && spec.scale.empty()) {
+            return true;
+        }
+        return check(path_model, spec, {});
+    } catch (const std::exception & err) {
+        last_error = err.what();
+        return false;
+    }
+}
+
+bool llama_model_is_skipped(const llama_model * model, int32_t il) {
+    return il >= 0 && il < LLAMA_SKIP_MAX_LAYERS && model->hparams.skip.out[il];
+}
+
+int32_t llama_model_n_skipped(const llama_model * model) {
+    return model->hparams.skip.out.count();
+}
+
+uint64_t llama_model_skipped_size(const llama_model * model) {
+    return model->hparams.skip.n_bytes;
+}
+
+const char * llama_model_skip_layers(const llama_model * model) {
+    last_text = llama_skip_layers_str(model->hparams.skip.out);
+    return last_text.c_str();
+}
+
+const char * llama_model_skip_scale(const llama_model * model) {
+    last_text = llama_skip_scale_str(model->hparams.skip);
+    return last_text.c_str();
+}
+
+const char * llama_model_skip_summary(const llama_model * model) {
+    last_text = model->hparams.skip.any() ? llama_skip_summary(model->hparams.skip, model->hparams.n_layer()) : "";
+    return last_text.c_str();
+}
+
+int32_t llama_skip_layer_index(const llama_model_kv_override * overrides, int32_t ordinal) {
+    try {
+        const llama_skip_spec spec = llama_skip_read_overrides(overrides);
+        if (spec.layers.empty()) {
+            return ordinal;
+        }
+        llama_skip_mask mask;
+        for (const auto & r : llama_skip_parse_layers(LLAMA_SKIP_KEY_LAYERS, spec.layers)) {
+            for (int64_t il = r.first; il <= r.last && il < LLAMA_SKIP_MAX_LAYERS; il += r.step) {
+                mask.set(il);
+            }
+        }
+        return llama_skip_file_index(mask, ordinal);
+    } catch (const std::exception &) {
+        return ordinal; // loading reports it
+    }
+}
+
+bool llama_skip_set_mask(llama_context * ctx, const char * layers, const char * scale) {
+    try {
+        const llama_model & model  = ctx->get_model();
+        const llama_skip &  loaded = model.hparams.skip;
+
+        llama_skip skip;
+        skip.out = loaded.out;
+        if (layers != nullptr) {
+            const int32_t n_layer = model.hparams.n_layer();
+            skip.out |= llama_skip_resolve_layers("mask", llama_skip_parse_layers("mask", layers), n_layer);
+            if ((int32_t) skip.out.count() == n_layer) {
+                throw std::invalid_argument("mask: every block is left out, blocks " +
+                                            llama_skip_layers_str(loaded.out) + " already when the model was loaded");
+            }
+        }
+        // a load-time scale belongs to exactly the gap it was given for
+        for (int32_t il = 0; il < LLAMA_SKIP_MAX_LAYERS; ++il) {
+            if (loaded.gap_begins(il) && skip.gap_begins(il) && loaded.gap_end(il) == skip.gap_end(il)) {
+                skip.scale[il] = loaded.scale[il];
+            }
+        }
+        if (scale != nullptr) {
+            llama_skip_resolve_scale("mask scale", llama_skip_parse_scale("mask scale", scale), skip);
+        }
+        llama_skip_spec spec;
+        spec.layers = skip.any() ? llama_skip_layers_str(skip.out) : "";
+        spec.scale  = llama_skip_scale_str(skip);
+        llama_skip_make(model.hparams, model.arch, spec, { "mask", "mask scale" });
+
+        ctx->skip_set(skip);
+        return true;
+    } catch (const std::exception & err) {
+        last_error = err.what();
+        return false;
+    }
+}
+
+bool llama_skip_is_masked(const llama_context * ctx, int32_t il) {
+    return il >= 0 && il < LLAMA_SKIP_MAX_LAYERS && ctx->get_cparams().skip.out[il];
+}

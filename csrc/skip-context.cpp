@@ -1,0 +1,124 @@
+// The run-time mask of a context, and what saved states say about it.
+
+#include "skip-graph.h"
+#include "skip-make.h"
+#include "skip-spec.h"
+
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-io.h"
+#include "llama-memory.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+static constexpr uint32_t state_magic = 0x70696b73; // "skip"
+
+// What a saved state has to agree with, empty when nothing is left out: upstream's states then stay as they are.
+static std::string state_tag(const llama_skip & loaded, const llama_skip & skip) {
+    if (!skip.any()) {
+        return "";
+    }
+    return format("skip %s; mask %s; scale %s", llama_skip_layers_str(loaded.out).c_str(),
+        llama_skip_layers_str(skip.out & ~loaded.out).c_str(), llama_skip_scale_str(skip).c_str());
+}
+
+void llama_context::skip_set(const llama_skip & skip) {
+    if (skip == cparams.skip) {
+        return;
+    }
+    synchronize();
+
+    const llama_skip prev = cparams.skip;
+    cparams.skip          = skip;
+    try {
+        if (sched && !model.hparams.no_alloc) {
+            sched_reserve();
+            const auto mctx = memory ? memory->init_full() : nullptr;
+            graph_reserve(cparams.n_seq_max, cparams.n_seq_max, cparams.n_seq_max, mctx.get(), /*split_only =*/true);
+        }
+    } catch (...) {
+        cparams.skip       = prev;
+        sched_need_reserve = true;
+        throw;
+    }
+}
+
+bool llama_context::skip_can_decode(const llama_batch_ext & batch) const {
+    if (memory->skip.empty()) {
+        return true;
+    }
+    const llama_skip_mask & out = cparams.skip.out;
+
+    for (const auto & token : batch.tokens) {
+        for (const auto seq_id : token.seq_ids) {
+            const llama_skip_mask missing = memory->skip.masked(seq_id) & ~out;
+            if (missing.any()) {
+                LLAMA_LOG_ERROR("skip: sequence %d holds tokens that were decoded while blocks %s were masked: those "
+                                "blocks have no data for them; remove these tokens or mask the blocks again\n",
+                    seq_id, llama_skip_layers_str(missing).c_str());
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+void llama_context::skip_decoded(const llama_ubatch & ubatch) {
+    const llama_skip_mask masked = cparams.skip.out & ~model.hparams.skip.out;
+    if (masked.none()) {
+        return;
+    }
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        for (int32_t s = 0; s < ubatch.n_seq_id[i]; ++s) {
+            memory->skip.add(ubatch.seq_id[i][s], ubatch.pos[i], ubatch.pos[i] + 1, masked);
+        }
+    }
+}
+
+void llama_context::skip_state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
+    const llama_skip_mask missing = memory ? memory->skip.masked(seq_id) & ~cparams.skip.out : llama_skip_mask();
+    if (missing.any()) {
+        throw std::runtime_error(format("tokens that were decoded while blocks %s were masked cannot be saved: remove "
+                                        "them or mask the blocks again",
+            llama_skip_layers_str(missing).c_str()));
+    }
+    const std::string tag = state_tag(model.hparams.skip, cparams.skip);
+    if (!tag.empty()) {
+        io.write(&state_magic, sizeof(state_magic));
+        io.write_string(tag);
+    }
+}
+
+void llama_context::skip_state_read(llama_io_read_i & io) const {
+    const std::string tag = state_tag(model.hparams.skip, cparams.skip);
+    if (tag.empty()) {
+        return; // a state with a tag does not parse as upstream's
+    }
+    uint32_t magic = 0;
+    io.read(&magic, sizeof(magic));
+    if (magic != state_magic) {
+        throw std::runtime_error(
+            format("the state was saved with no block left out, this context has '%s'", tag.c_str()));
+    }
+    std::string saved;
+    io.read_string(saved);
+    if (saved != tag) {
+        throw std::runtime_error(
+            format("the state was saved with '%s', this context has '%s'", saved.c_str(), tag.c_str()));
+    }
+}
+
+void llama_context::skip_state_restored(llama_seq_id seq_id) {
+    if (!memory) {
+        return;
+    }
+    // the tag agreed, so the tokens were decoded under this mask or a smaller one
+    const llama_skip_mask masked = cparams.skip.out & ~model.hparams.skip.out;
+    for (llama_seq_id s = std::max(seq_id, 0); s < (seq_id < 0 ? LLAMA_MAX_SEQ : seq_id + 1); ++s) {
+        memory->skip.seq_rm(s, -1, -1);
+        memory->skip.add(s, 0, memory->seq_pos_max(s) + 1, masked);
+    }
+}

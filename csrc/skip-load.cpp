@@ -1,0 +1,246 @@
+#include "skip-load.h"
+
+#include "skip-make.h"
+#include "skip-spec.h"
+
+#include "llama-impl.h"
+#include "llama-model-loader.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 // Linux 5.14
+#endif
+#endif
+
+bool llama_skip_tensor(const llama_skip & skip, const std::string & name) {
+    int il = -1;
+    return sscanf(name.c_str(), "blk.%d.", &il) == 1 && il >= 0 && il < LLAMA_SKIP_MAX_LAYERS && skip.out[il];
+}
+
+size_t llama_skip_buffer_size(const llama_skip & skip, const ggml_context * ctx,
+    const std::vector<ggml_backend_buffer_ptr> & bufs, ggml_backend_buffer_t buf) {
+    if (!skip.any()) {
+        return ggml_backend_buffer_get_size(buf);
+    }
+    if (buf != bufs.front().get()) {
+        return 0;
+    }
+    const ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(buf);
+
+    const size_t alignment = ggml_backend_buft_get_alignment(buft);
+
+    size_t size = 0;
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+        size += GGML_PAD(ggml_backend_buft_get_alloc_size(buft, t), alignment);
+    }
+    return size;
+}
+
+void llama_skip_load(llama_model_loader & ml, llama_model & model) {
+    std::vector<llama_model_kv_override> overrides;
+    for (const auto & [_, o] : ml.kv_overrides) {
+        overrides.push_back(o);
+    }
+    overrides.emplace_back();
+    overrides.back().key[0] = '\0';
+
+    auto & hparams = model.hparams;
+
+    hparams.skip = llama_skip_make(hparams, model.arch, llama_skip_read_overrides(overrides.data()), {});
+    if (!hparams.skip.any()) {
+        return;
+    }
+
+    ml.skip.init(ml, hparams.skip);
+    ml.n_created += ml.skip.n_tensors;
+    ml.n_bytes -= ml.skip.n_bytes;
+    ml.n_elements -= ml.skip.n_elements;
+    ml.size_data -= ml.skip.n_bytes; // init_mappings() adds every tensor of the files
+
+    hparams.skip.n_bytes = ml.skip.n_bytes;
+
+    const std::string text = llama_skip_summary(hparams.skip, hparams.n_layer());
+    if (ml.no_alloc) {
+        LLAMA_LOG_INFO("%s\n", text.c_str());
+    } else {
+        LLAMA_LOG_WARN("%s\n", text.c_str()); // the tools do not show lines below it
+    }
+}
+
+std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer) {
+    const std::string layers = llama_skip_layers_str(skip.out);
+    const std::string scale  = llama_skip_scale_str(skip);
+    return format("skip: blocks %s left out%s%s, %d of %d kept, %.2f MiB not loaded; what it costs: "
+                  "llama-skip demo --model FILE --skip-layers %s",
+        layers.c_str(), scale.empty() ? "" : ", scale ", scale.c_str(), skip.n_kept(0, n_layer), n_layer,
+        skip.n_bytes / 1024.0 / 1024.0, layers.c_str());
+}
+
+//
+// llama_skip_files
+//
+
+void llama_skip_files::init(const llama_model_loader & ml, const llama_skip & skip) {
+    struct entry {
+        size_t first;
+        size_t last;
+        bool   out;
+    };
+
+    std::map<uint32_t, std::vector<entry>> files;
+    for (const auto & [name, w] : ml.weights_map) {
+        const bool   out  = llama_skip_tensor(skip, name);
+        const size_t size = ggml_nbytes(w.tensor);
+        files[w.idx].push_back({ w.offs, w.offs + size, out });
+        if (out) {
+            n_bytes += size;
+            n_elements += ggml_nelements(w.tensor);
+            n_tensors += 1;
+        }
+    }
+    for (auto & [idx, entries] : files) {
+        std::sort(entries.begin(), entries.end(), [](const entry & a, const entry & b) { return a.first < b.first; });
+        bool open = false;
+        for (const auto & e : entries) {
+            if (e.out && open) {
+                left_out[idx].back().second = e.last;
+            } else if (e.out) {
+                left_out[idx].emplace_back(e.first, e.last);
+            }
+            open = e.out;
+        }
+    }
+}
+
+llama_mmap::ranges llama_skip_files::lazy_ranges(uint32_t idx, const llama_mmap::ranges & lazy) const {
+    llama_mmap::ranges res = lazy;
+    const auto         it  = left_out.find(idx);
+    if (it != left_out.end()) {
+        res.insert(res.end(), it->second.begin(), it->second.end());
+        std::sort(res.begin(), res.end());
+    }
+    return res;
+}
+
+static size_t page_start(size_t offs) {
+#if defined(__unix__) || defined(__APPLE__)
+    static const size_t page = sysconf(_SC_PAGESIZE);
+    return offs / page * page;
+#else
+    return offs;
+#endif
+}
+
+#if defined(__linux__)
+static void populate_range(char * addr, size_t first, size_t last) {
+    first = page_start(first);
+    if (first >= last || madvise(addr + first, last - first, MADV_POPULATE_READ) == 0) {
+        return;
+    }
+    // one call reads no more than the device's readahead window, whose default is 128 KiB
+    constexpr size_t window = 128 * 1024;
+    for (size_t pos = first; pos < last; pos += window) {
+        madvise(addr + pos, std::min(window, last - pos), MADV_WILLNEED);
+    }
+}
+#else
+static void populate_range(char *, size_t, size_t) {} // the mapping's own advice has to do
+#endif
+
+void llama_skip_files::mapped(uint32_t idx, llama_mmap & mapping, bool populate) const {
+    const auto it = left_out.find(idx);
+    if (it == left_out.end()) {
+        return;
+    }
+    size_t kept = 0;
+    for (const auto & [first, last] : it->second) {
+        mapping.unmap_fragment(first, last);
+        if (populate) {
+            populate_range((char *) mapping.addr(), kept, first);
+        }
+        kept = last;
+    }
+    if (populate) {
+        populate_range((char *) mapping.addr(), kept, mapping.size());
+    }
+}
+
+size_t llama_skip_files::run_start(uint32_t idx, size_t offs) const {
+    size_t start = 0;
+    for (const auto & [first, last] : left_out.at(idx)) {
+        if (first > offs) {
+            break;
+        }
+        start = last;
+    }
+    return start;
+}
+
+bool llama_skip_files::map_buffers(const llama_model_loader & ml, ggml_context * ctx, uint32_t idx,
+    ggml_backend_dev_t dev, std::vector<ggml_backend_buffer_ptr> & bufs, buf_map & map) {
+    if (!active(idx)) {
+        return false;
+    }
+
+    struct run {
+        size_t                     first;
+        size_t                     last;
+        std::vector<ggml_tensor *> tensors;
+    };
+
+    std::map<size_t, run> runs;
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+        const auto * w = ml.get_weight(ggml_get_name(t));
+        if (!w || w->idx != idx) {
+            continue;
+        }
+        auto & r = runs.emplace(run_start(idx, w->offs), run{ w->offs, 0, {} }).first->second;
+        r.first  = std::min(r.first, w->offs);
+        r.last   = std::max(r.last, w->offs + ggml_nbytes(t));
+        r.tensors.push_back(t);
+    }
+
+    char * addr = (char *) ml.mappings.at(idx)->addr();
+    for (auto & [_, r] : runs) {
+        ggml_backend_buffer_t buf =
+            ggml_backend_dev_buffer_from_host_ptr(dev, addr + r.first, r.last - r.first, ggml_get_max_tensor_size(ctx));
+        if (buf == nullptr) {
+            throw std::runtime_error(format("unable to map %zu bytes of the model file", r.last - r.first));
+        }
+        bufs.emplace_back(buf);
+        map.emplace(idx, buf);
+        for (const auto * t : r.tensors) {
+            buffers[t] = buf;
+        }
+    }
+    return true;
+}
+
+ggml_backend_buffer_t llama_skip_files::buffer_of(const ggml_tensor * tensor, ggml_backend_buffer_t buf) const {
+    const auto it = buffers.find(tensor);
+    return it == buffers.end() ? buf : it->second;
+}
+
+bool llama_skip_files::lock(llama_mlocks & mlocks, uint32_t idx, void * addr, size_t first, size_t last) {
+    if (!active(idx)) {
+        return false;
+    }
+    const size_t start = page_start(run_start(idx, first));
+
+    const auto key = std::make_pair(idx, start);
+    if (locks.count(key) == 0) {
+        mlocks.emplace_back(new llama_mlock());
+        mlocks.back()->init((char *) addr + start);
+        locks[key] = mlocks.size() - 1;
+    }
+    mlocks.at(locks[key])->grow_to(last - start);
+    return true;
+}

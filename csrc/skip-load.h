@@ -1,0 +1,77 @@
+#pragma once
+
+// Loading without the tensors of blocks left out; llama-model-loader.h includes this header.
+
+#include "skip.h"
+
+#include "llama-mmap.h"
+
+#include "ggml-cpp.h"
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+struct ggml_context;
+struct ggml_tensor;
+struct llama_model;
+struct llama_model_loader;
+
+// Fills the model's hparams.skip from the loader's overrides and takes the tensors of those blocks out of the loader's
+// accounts. Throws std::invalid_argument before anything is read.
+void llama_skip_load(llama_model_loader & ml, llama_model & model);
+
+// one line for the log: which blocks, how many are kept, what was not loaded
+std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer);
+
+// whether the tensor `name` belongs to a block that is left out
+bool llama_skip_tensor(const llama_skip & skip, const std::string & name);
+
+// The sum of a context's tensors as its buffer type allocates them: what is loaded, whatever the load mode.
+// With something left out the first of a context's buffers stands for all of them; otherwise the size of the buffer.
+size_t llama_skip_buffer_size(const llama_skip & skip, const ggml_context * ctx,
+    const std::vector<ggml_backend_buffer_ptr> & bufs, ggml_backend_buffer_t buf);
+
+// the byte ranges of a model's files that stay unread
+class llama_skip_files {
+public:
+    using buf_map = std::unordered_map<uint32_t, ggml_backend_buffer_t>;
+
+    size_t n_bytes    = 0; // of the tensors left out
+    size_t n_elements = 0;
+    int    n_tensors  = 0;
+
+    void init(const llama_model_loader & ml, const llama_skip & skip);
+
+    bool active(uint32_t idx) const { return left_out.count(idx) > 0; }
+
+    // upstream's lazily read ranges and ours, sorted
+    llama_mmap::ranges lazy_ranges(uint32_t idx, const llama_mmap::ranges & lazy) const;
+
+    // unmaps what is left out and, with `populate`, reads the rest
+    void mapped(uint32_t idx, llama_mmap & mapping, bool populate) const;
+
+    // One buffer for each run of the context's tensors that nothing left out interrupts; false where upstream's single
+    // buffer is right.
+    bool map_buffers(const llama_model_loader & ml, ggml_context * ctx, uint32_t idx, ggml_backend_dev_t dev,
+        std::vector<ggml_backend_buffer_ptr> & bufs, buf_map & map);
+
+    // the buffer to place a tensor in; `buf` for a tensor that map_buffers() did not place
+    ggml_backend_buffer_t buffer_of(const ggml_tensor * tensor, ggml_backend_buffer_t buf) const;
+
+    // locks a run up to the end of the tensor at [first, last); false: nothing is left out of this file
+    bool lock(llama_mlocks & mlocks, uint32_t idx, void * addr, size_t first, size_t last);
+
+private:
+    // [first, last) of each run of tensors left out
+    std::map<uint32_t, llama_mmap::ranges> left_out;
+
+    std::unordered_map<const ggml_tensor *, ggml_backend_buffer_t> buffers;
+
+    std::map<std::pair<uint32_t, size_t>, size_t> locks; // by file and start of the run, index in mlocks
+
+    // start of the run of kept bytes around offs
+    size_t run_start(uint32_t idx, size_t offs) const;
+};

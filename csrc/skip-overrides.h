@@ -1,0 +1,29 @@
+#pragma once
+
+// The metadata overrides (llama_model_params.kv_overrides) that say what to leave out. A value longer than one override
+// holds goes on in KEY.1, KEY.2, ...
+
+#include "skip.h"
+
+#include "llama.h"
+
+#include <string>
+#include <vector>
+
+#define LLAMA_SKIP_KEY_LAYERS "skip.layers"
+#define LLAMA_SKIP_KEY_SCALE  "skip.scale"
+
+struct llama_skip_spec {
+    std::string layers; // empty: not given
+    std::string scale;
+};
+
+// whether an override says what to leave out, and so never belongs into a file
+LLAMA_API bool llama_skip_is_override(const std::string & key);
+
+// overrides: ends with an empty key, may be null; throws std::invalid_argument
+llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overrides);
+
+// appends `value` as one or more string overrides; `overrides` must not be terminated yet
+LLAMA_API void llama_skip_add_override(
+    std::vector<llama_model_kv_override> & overrides, const std::string & key, const std::string & value);
