@@ -1,0 +1,187 @@
+#include "log-scope.h"
+#include "py-context.h"
+
+#include "llama-skip.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <utility>
+
+using tokens_array = py::array_t<int64_t, py::array::c_style>;
+
+static bool on_abort(void * user_data) {
+    return static_cast<py_context *>(user_data)->should_abort();
+}
+
+py_context::py_context(std::shared_ptr<py_model> model_, const py_context_params & params) : model(std::move(model_)) {
+    py::gil_scoped_release nogil;
+    log_scope              log(model->verbose);
+
+    raw = llama_init_from_model(model->raw, params.raw);
+    if (raw == nullptr) {
+        throw std::runtime_error(log.message("cannot create a context"));
+    }
+    batch = llama_batch_init(llama_n_batch(raw), 0, 1);
+    llama_set_abort_callback(raw, on_abort, this);
+}
+
+py_context::~py_context() {
+    log_scope log(model->verbose);
+    if (raw != nullptr) {
+        llama_batch_free(batch);
+        llama_free(raw);
+    }
+}
+
+std::unique_lock<std::mutex> py_context::enter() {
+    std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+    if (!lock) {
+        throw std::runtime_error("this context is in use by another thread");
+    }
+    return lock;
+}
+
+bool py_context::should_abort() {
+    if (interrupt) {
+        return true;
+    }
+    const int64_t now = llama_time_us();
+    if (now - t_signals_us < 100 * 1000) {
+        return false;
+    }
+    t_signals_us = now;
+
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) {
+        interrupt = std::make_exception_ptr(py::error_already_set());
+    }
+    return interrupt != nullptr;
+}
+
+void py_context::decode_batch() {
+    const int32_t ret = llama_decode(raw, batch);
+    if (interrupt) {
+        std::rethrow_exception(std::exchange(interrupt, nullptr));
+    }
+    if (ret == 1) {
+        throw std::runtime_error("the context is full: n_ctx is " + std::to_string(llama_n_ctx_seq(raw)) + ", and " +
+                                 std::to_string(batch.n_tokens) + " tokens were to follow at position " +
+                                 std::to_string(batch.pos[0]));
+    }
+    if (ret != 0) {
+        throw std::runtime_error("llama_decode failed with " + std::to_string(ret));
+    }
+}
+
+void py_context::decode(
+    const std::vector<llama_token> & tokens, llama_pos pos, llama_seq_id seq_id, int32_t first, float * rows) {
+    const auto    n       = (int32_t) tokens.size();
+    const int32_t n_batch = llama_n_batch(raw);
+    const size_t  n_vocab = llama_vocab_n_tokens(model->vocab());
+
+    log_scope log(model->verbose);
+    t_signals_us = llama_time_us();
+    try {
+        for (int32_t i0 = 0; i0 < n; i0 += n_batch) {
+            batch.n_tokens = std::min(n_batch, n - i0);
+            for (int32_t i = 0; i < batch.n_tokens; ++i) {
+                batch.token[i]     = tokens[i0 + i];
+                batch.pos[i]       = pos + i0 + i;
+                batch.n_seq_id[i]  = 1;
+                batch.seq_id[i][0] = seq_id;
+                batch.logits[i]    = i0 + i >= first;
+            }
+            decode_batch();
+            for (int32_t i = std::max(first - i0, 0); rows != nullptr && i < batch.n_tokens; ++i) {
+                const float * row = llama_get_logits_ith(raw, i);
+                std::copy(row, row + n_vocab, rows + (i0 + i - first) * n_vocab);
+            }
+        }
+    } catch (const std::runtime_error & err) {
+        llama_memory_seq_rm(memory(), seq_id, pos, -1);
+        throw std::runtime_error(log.message(err.what()));
+    } catch (...) {
+        llama_memory_seq_rm(memory(), seq_id, pos, -1);
+        throw;
+    }
+}
+
+static std::vector<llama_token> check_tokens(const py_context & ctx, const tokens_array & tokens) {
+    if (tokens.ndim() != 1 || tokens.size() == 0) {
+        throw std::invalid_argument("tokens: expected a list of one token or more");
+    }
+    if (!ctx.model->has_weights) {
+        throw std::runtime_error("a model loaded without weights cannot decode");
+    }
+    std::vector<llama_token> res;
+    res.reserve(tokens.size());
+    for (py::ssize_t i = 0; i < tokens.size(); ++i) {
+        ctx.model->check_token(tokens.data()[i]);
+        res.push_back((llama_token) tokens.data()[i]);
+    }
+    return res;
+}
+
+static py::array_t<float> decode(
+    py_context & ctx, const tokens_array & tokens, llama_pos pos, llama_seq_id seq_id, int32_t first) {
+    const auto checked = check_tokens(ctx, tokens);
+    const auto n       = (int32_t) checked.size();
+    if (first < 0 || first > n) {
+        throw std::invalid_argument("first: " + std::to_string(first) + " is not within 0-" + std::to_string(n));
+    }
+    py::array_t<float> rows({ (py::ssize_t)(n - first), (py::ssize_t) llama_vocab_n_tokens(ctx.model->vocab()) });
+    float *            data = rows.mutable_data();
+    const auto         lock = ctx.enter();
+
+    py::gil_scoped_release nogil;
+    ctx.decode(checked, pos, seq_id, first, data);
+    return rows;
+}
+
+static void eval(py_context & ctx, const tokens_array & tokens, llama_pos pos, llama_seq_id seq_id) {
+    const auto checked = check_tokens(ctx, tokens);
+    const auto lock    = ctx.enter();
+
+    py::gil_scoped_release nogil;
+    ctx.decode(checked, pos, seq_id, (int32_t) checked.size() - 1, nullptr);
+}
+
+static void set_mask(py_context & ctx, const std::string & layers, const std::string & scale) {
+    const auto lock = ctx.enter();
+
+    py::gil_scoped_release nogil;
+    log_scope              log(ctx.model->verbose);
+    if (!llama_skip_set_mask(ctx.raw, layers.c_str(), scale.empty() ? nullptr : scale.c_str())) {
+        throw std::invalid_argument(llama_skip_error());
+    }
+}
+
+static std::vector<int32_t> mask(const py_context & ctx) {
+    std::vector<int32_t> res;
+    for (int32_t il = 0; il < llama_model_n_layer(ctx.model->raw); ++il) {
+        if (llama_skip_is_masked(ctx.raw, il)) {
+            res.push_back(il);
+        }
+    }
+    return res;
+}
+
+void register_context(py::module_ & m) {
+    using C = py_context;
+
+    py::class_<C> cls(m, "Context");
+    cls.def(py::init<std::shared_ptr<py_model>, const py_context_params &>(), py::arg("model"), py::arg("params"))
+        .def_property_readonly("n_ctx", [](const C & c) { return llama_n_ctx(c.raw); })
+        .def_property_readonly("n_ctx_seq", [](const C & c) { return llama_n_ctx_seq(c.raw); })
+        .def_property_readonly("n_batch", [](const C & c) { return llama_n_batch(c.raw); })
+        .def_property_readonly("n_ubatch", [](const C & c) { return llama_n_ubatch(c.raw); })
+        .def_property_readonly("n_threads", [](const C & c) { return llama_n_threads(c.raw); })
+        .def_property_readonly("n_threads_batch", [](const C & c) { return llama_n_threads_batch(c.raw); })
+        .def_property_readonly("mask", mask)
+        .def("decode", decode, py::arg("tokens"), py::arg("pos"), py::arg("seq_id"), py::arg("first"))
+        .def("eval", eval, py::arg("tokens"), py::arg("pos"), py::arg("seq_id"))
+        .def("set_mask", set_mask, py::arg("layers"), py::arg("scale"));
+    register_context_memory(cls);
+}

@@ -1,0 +1,57 @@
+#include "log-scope.h"
+
+#include "llama.h"
+
+#include <cstdio>
+
+static const size_t n_errors_max = 8;
+
+static thread_local log_scope * current = nullptr;
+
+static void on_log(ggml_log_level level, const char * text, void *) {
+    if (current != nullptr) {
+        current->add(level, text);
+    } else if (level == GGML_LOG_LEVEL_ERROR) {
+        fputs(text, stderr);
+    }
+}
+
+void log_install() {
+    llama_log_set(on_log, nullptr);
+}
+
+log_scope::log_scope(bool verbose) : outer(current), verbose(verbose) {
+    current = this;
+}
+
+log_scope::~log_scope() {
+    current = outer;
+}
+
+void log_scope::add(ggml_log_level level, const char * text) {
+    const bool continues = level == GGML_LOG_LEVEL_CONT;
+    if (!continues) {
+        last = level;
+    }
+    if (last == GGML_LOG_LEVEL_ERROR) {
+        if (continues && !errors.empty()) {
+            errors.back() += text;
+        } else {
+            errors.emplace_back(text);
+        }
+        if (errors.size() > n_errors_max) {
+            errors.pop_front();
+        }
+    }
+    if (verbose && last != GGML_LOG_LEVEL_DEBUG) {
+        fputs(text, stderr);
+    }
+}
+
+std::string log_scope::message(const std::string & what) const {
+    std::string res = what;
+    for (const auto & line : errors) {
+        res += "\n" + line.substr(0, line.find_last_not_of("\r\n") + 1);
+    }
+    return res;
+}

@@ -1,0 +1,236 @@
+#include "devices.h"
+#include "log-scope.h"
+#include "py-model.h"
+
+#include "common.h"
+#include "llama-skip.h"
+#include "skip-overrides.h"
+
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <exception>
+#include <filesystem>
+
+namespace {
+
+// What happens in Python while a model loads: Ctrl-C, and the caller's callback.
+struct load_progress {
+    py::object         callback;
+    std::exception_ptr error;
+    bool               cancelled = false;
+
+    std::chrono::steady_clock::time_point next = std::chrono::steady_clock::now();
+
+    bool step(float fraction) {
+        const auto now = std::chrono::steady_clock::now();
+        if (now < next && fraction < 1.0f) {
+            return true;
+        }
+        next = now + std::chrono::milliseconds(50);
+
+        py::gil_scoped_acquire gil;
+        try {
+            if (PyErr_CheckSignals() != 0) {
+                throw py::error_already_set();
+            }
+            const py::object res = callback.is_none() ? py::none() : callback(fraction);
+            cancelled            = !res.is_none() && !py::cast<bool>(res);
+            return !cancelled;
+        } catch (...) {
+            error = std::current_exception();
+            return false;
+        }
+    }
+};
+
+} // namespace
+
+static bool on_progress(float fraction, void * user_data) {
+    return static_cast<load_progress *>(user_data)->step(fraction);
+}
+
+static void check_exists(const std::string & path) {
+    if (!std::filesystem::exists(std::filesystem::u8path(path))) {
+        errno = ENOENT;
+        PyErr_SetFromErrnoWithFilename(PyExc_FileNotFoundError, path.c_str());
+        throw py::error_already_set();
+    }
+}
+
+// Refuses a bad set before anything is loaded; returns the overrides with the set and its scales in them, terminated.
+static std::vector<llama_model_kv_override> make_overrides(const std::string & path, const py_model_params & params) {
+    std::vector<llama_model_kv_override> res = params.overrides;
+
+    bool among_overrides = false;
+    for (const auto & o : params.overrides) {
+        const std::string key    = o.key;
+        const bool        layers = key == LLAMA_SKIP_KEY_LAYERS && !params.skip_layers.empty();
+        if (layers || (key == LLAMA_SKIP_KEY_SCALE && !params.skip_scale.empty())) {
+            throw std::invalid_argument(std::string(layers ? "skip_layers" : "skip_scale") +
+                                        ": also given as kv_overrides['" + key + "'], give it once");
+        }
+        among_overrides = among_overrides || key.compare(0, 5, "skip.") == 0;
+    }
+    if (!params.skip_layers.empty()) {
+        llama_skip_add_override(res, LLAMA_SKIP_KEY_LAYERS, params.skip_layers);
+    }
+    if (!params.skip_scale.empty()) {
+        llama_skip_add_override(res, LLAMA_SKIP_KEY_SCALE, params.skip_scale);
+    }
+    res.push_back({});
+
+    const bool ok = among_overrides ? llama_skip_check_overrides(path.c_str(), res.data())
+                                    : llama_skip_check(path.c_str(), params.skip_layers.c_str(),
+                                          params.skip_scale.c_str(), "skip_layers", "skip_scale");
+    if (!ok) {
+        throw std::invalid_argument(llama_skip_error());
+    }
+    return res;
+}
+
+static std::vector<ggml_backend_dev_t> make_devices(const py_model_params & params) {
+    devices_init();
+    devices_add_rpc(params.rpc_servers);
+    if (params.default_devices) {
+        return devices_default(params.rpc_servers);
+    }
+    std::vector<ggml_backend_dev_t> res = devices_by_name(params.devices);
+    res.push_back(nullptr);
+    return res;
+}
+
+static std::vector<float> make_tensor_split(const py_model_params & params) {
+    std::vector<float> res = params.tensor_split;
+    if (res.size() > llama_max_devices()) {
+        throw std::invalid_argument("tensor_split: " + std::to_string(res.size()) + " devices, at most " +
+                                    std::to_string(llama_max_devices()) + " are supported");
+    }
+    res.resize(llama_max_devices());
+    return res;
+}
+
+py_model::py_model(const std::string & path, const py_model_params & params)
+    : verbose(params.verbose), has_weights(!params.raw.vocab_only && !params.raw.no_alloc) {
+    check_exists(path);
+
+    load_progress progress;
+    progress.callback = params.progress;
+
+    py::gil_scoped_release nogil;
+    log_scope              log(verbose);
+
+    const auto overrides = make_overrides(path, params);
+    const auto split     = make_tensor_split(params);
+    auto       devices   = make_devices(params);
+
+    llama_model_params raw_params          = params.raw;
+    raw_params.kv_overrides                = overrides.data();
+    raw_params.tensor_split                = params.tensor_split.empty() ? nullptr : split.data();
+    raw_params.devices                     = devices.empty() ? nullptr : devices.data();
+    raw_params.progress_callback           = on_progress;
+    raw_params.progress_callback_user_data = &progress;
+
+    raw = llama_model_load_from_file(path.c_str(), raw_params);
+    if (progress.error) {
+        llama_model_free(raw);
+        std::rethrow_exception(progress.error);
+    }
+    if (raw == nullptr) {
+        throw model_load_error(
+            progress.cancelled ? "loading " + path + " was cancelled" : log.message("cannot load " + path));
+    }
+}
+
+py_model::~py_model() {
+    log_scope log(verbose);
+    llama_model_free(raw);
+}
+
+void py_model::check_token(int64_t token) const {
+    const int32_t n_vocab = llama_vocab_n_tokens(vocab());
+    if (token < 0 || token >= n_vocab) {
+        throw std::invalid_argument(
+            "token " + std::to_string(token) + " is out of range, the vocabulary has 0-" + std::to_string(n_vocab - 1));
+    }
+}
+
+// calls one of the llama_model_*(.., buf, size) functions
+template <typename F>
+static std::string read_text(F && f) {
+    std::string res(256, '\0');
+    int32_t     n = f(res.data(), res.size());
+    if (n >= (int32_t) res.size()) {
+        res.resize(n + 1);
+        n = f(res.data(), res.size());
+    }
+    res.resize(std::max(n, 0));
+    return res;
+}
+
+static py::dict metadata(const py_model & model) {
+    py::dict res;
+    for (int32_t i = 0; i < llama_model_meta_count(model.raw); ++i) {
+        const std::string key =
+            read_text([&](char * buf, size_t n) { return llama_model_meta_key_by_index(model.raw, i, buf, n); });
+        const std::string value =
+            read_text([&](char * buf, size_t n) { return llama_model_meta_val_str_by_index(model.raw, i, buf, n); });
+        // a GGUF string is UTF-8 by its specification, not always in fact
+        res[py::bytes(key).attr("decode")("utf-8", "replace")] = py::bytes(value).attr("decode")("utf-8", "replace");
+    }
+    return res;
+}
+
+static std::vector<int32_t> skip_layers(const py_model & model) {
+    std::vector<int32_t> res;
+    for (int32_t il = 0; il < llama_model_n_layer(model.raw); ++il) {
+        if (llama_model_is_skipped(model.raw, il)) {
+            res.push_back(il);
+        }
+    }
+    return res;
+}
+
+static std::vector<llama_token> tokenize(const py_model & model, const std::string & text, bool special, bool parse) {
+    py::gil_scoped_release nogil;
+    return common_tokenize(model.vocab(), text, special, parse);
+}
+
+static py::bytes detokenize(const py_model & model, const std::vector<llama_token> & tokens, bool special) {
+    std::string res;
+    for (const llama_token token : tokens) {
+        model.check_token(token);
+        res += common_token_to_piece(model.vocab(), token, special);
+    }
+    return py::bytes(res);
+}
+
+void register_model(py::module_ & m) {
+    using M = py_model;
+
+    py::class_<M, std::shared_ptr<M>>(m, "Model")
+        .def(py::init<const std::string &, const py_model_params &>(), py::arg("path"), py::arg("params"))
+        .def_property_readonly("n_layer", [](const M & s) { return llama_model_n_layer(s.raw); })
+        .def_property_readonly("n_vocab", [](const M & s) { return llama_vocab_n_tokens(s.vocab()); })
+        .def_property_readonly("n_embd", [](const M & s) { return llama_model_n_embd(s.raw); })
+        .def_property_readonly("n_ctx_train", [](const M & s) { return llama_model_n_ctx_train(s.raw); })
+        .def_property_readonly("n_params", [](const M & s) { return llama_model_n_params(s.raw); })
+        .def_property_readonly("size", [](const M & s) { return llama_model_size(s.raw); })
+        .def_property_readonly("desc",
+            [](const M & s) { return read_text([&](char * b, size_t n) { return llama_model_desc(s.raw, b, n); }); })
+        .def_property_readonly("metadata", metadata)
+        .def_property_readonly("skip_layers", skip_layers)
+        .def_property_readonly("skip_scale", [](const M & s) { return std::string(llama_model_skip_scale(s.raw)); })
+        .def_property_readonly("skipped_size", [](const M & s) { return llama_model_skipped_size(s.raw); })
+        .def_property_readonly("bos", [](const M & s) { return llama_vocab_bos(s.vocab()); })
+        .def_property_readonly("eos", [](const M & s) { return llama_vocab_eos(s.vocab()); })
+        .def_property_readonly("nl", [](const M & s) { return llama_vocab_nl(s.vocab()); })
+        .def_property_readonly("sep", [](const M & s) { return llama_vocab_sep(s.vocab()); })
+        .def_property_readonly("add_bos", [](const M & s) { return llama_vocab_get_add_bos(s.vocab()); })
+        .def_property_readonly("add_eos", [](const M & s) { return llama_vocab_get_add_eos(s.vocab()); })
+        .def(
+            "is_eog", [](const M & s, llama_token token) { return llama_vocab_is_eog(s.vocab(), token); },
+            py::arg("token"))
+        .def("tokenize", tokenize, py::arg("text"), py::arg("add_special"), py::arg("parse_special"))
+        .def("detokenize", detokenize, py::arg("tokens"), py::arg("special"));
+}

@@ -1,0 +1,99 @@
+#include "bindings.h"
+#include "devices.h"
+#include "log-scope.h"
+
+#include "llama-skip.h"
+
+#include <pybind11/stl.h>
+
+#ifndef _WIN32
+#include <dlfcn.h>
+#endif
+
+struct py_device {
+    std::string name;
+    std::string description;
+    std::string type;
+    std::string backend;
+    size_t      memory_free;
+    size_t      memory_total;
+};
+
+static const char * type_name(ggml_backend_dev_t dev) {
+    switch (ggml_backend_dev_type(dev)) {
+        case GGML_BACKEND_DEVICE_TYPE_CPU:
+            return "cpu";
+        case GGML_BACKEND_DEVICE_TYPE_GPU:
+            return "gpu";
+        case GGML_BACKEND_DEVICE_TYPE_IGPU:
+            return "igpu";
+        case GGML_BACKEND_DEVICE_TYPE_ACCEL:
+            return "accel";
+        default:
+            return "other";
+    }
+}
+
+static std::vector<py_device> devices() {
+    py::gil_scoped_release nogil;
+    devices_init();
+
+    std::vector<py_device> res;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+
+        py_device d = { ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), type_name(dev),
+            ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), 0, 0 };
+        ggml_backend_dev_memory(dev, &d.memory_free, &d.memory_total);
+        res.push_back(d);
+    }
+    return res;
+}
+
+static std::vector<std::string> backends() {
+    devices_init();
+
+    std::vector<std::string> res;
+    for (size_t i = 0; i < ggml_backend_reg_count(); ++i) {
+        res.emplace_back(ggml_backend_reg_name(ggml_backend_reg_get(i)));
+    }
+    return res;
+}
+
+static std::string library_path() {
+#ifndef _WIN32
+    Dl_info info = {};
+    if (dladdr((const void *) llama_skip_version, &info) != 0 && info.dli_fname != nullptr) {
+        return info.dli_fname;
+    }
+#endif
+    return "";
+}
+
+static void check_skip(const std::string & path, const std::string & layers, const std::string & scale,
+    const std::string & name_layers, const std::string & name_scale) {
+    py::gil_scoped_release nogil;
+    if (!llama_skip_check(path.c_str(), layers.c_str(), scale.c_str(), name_layers.c_str(), name_scale.c_str())) {
+        throw std::invalid_argument(llama_skip_error());
+    }
+}
+
+void register_system(py::module_ & m) {
+    log_install();
+
+    py::class_<py_device>(m, "Device")
+        .def_readonly("name", &py_device::name)
+        .def_readonly("description", &py_device::description)
+        .def_readonly("type", &py_device::type)
+        .def_readonly("backend", &py_device::backend)
+        .def_readonly("memory_free", &py_device::memory_free)
+        .def_readonly("memory_total", &py_device::memory_total);
+
+    m.def("version", llama_skip_version);
+    m.def("upstream", llama_skip_upstream);
+    m.def("library_path", library_path);
+    m.def("backends", backends);
+    m.def("devices", devices);
+    m.def("check_skip", check_skip, py::arg("path"), py::arg("layers"), py::arg("scale"), py::arg("name_layers"),
+        py::arg("name_scale"));
+}
