@@ -1,0 +1,36 @@
+"""Run GGUF models with chosen transformer blocks left out at load time.
+
+>>> from llama_skip import Llama
+>>> llm = Llama("model.gguf", skip_layers="10-20")
+>>> llm("Once upon a time,", max_tokens=32)["choices"][0]["text"]
+
+Blocks are numbered as in the file, from 0, and ranges are inclusive. Everything is imported when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_skip.errors import ModelLoadError
+    from llama_skip.llama import DeviceMemory, Llama
+
+    __version__: str
+
+__all__ = ["DeviceMemory", "Llama", "ModelLoadError", "__version__"]
+
+_HOMES = {"DeviceMemory": "llama", "Llama": "llama", "ModelLoadError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = import_module("llama_skip._core").version()
+    elif name in _HOMES:
+        value = getattr(import_module(f"llama_skip.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'llama_skip' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,37 @@
+"""The command `llama-skip`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+
+from llama_skip.command import Parser
+
+VERBS = {
+    "demo": "measure what leaving blocks out costs and saves",
+    "doctor": "say which back-ends and devices there are",
+}
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from llama_skip import _core
+
+        parser.exit(message=f"llama-skip {_core.version()} (llama.cpp {_core.upstream()})\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; each is a module of this package with a main(argv) that returns the exit code."""
+    parser = Parser(
+        prog="llama-skip",
+        description="Run GGUF models with chosen transformer blocks left out at load time.",
+        epilog="`llama-skip VERB --help` explains a verb. llama.cpp's tools take --skip-layers.",
+    )
+    parser.add_argument("--version", nargs=0, action=_Version, help="print the version")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, text in VERBS.items():
+        verbs.add_parser(name, help=text, add_help=False)
+    args, rest = parser.parse_known_args(argv)
+    code: int = import_module(f"llama_skip.{args.verb}").main(rest)
+    return code

@@ -1,0 +1,214 @@
+"""A model and its context: loading, tokens, logits, the mask, and memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_skip import _core, params, skipset
+from llama_skip.history import History
+
+Self = TypeVar("Self", bound="LoadedModel")
+DEFAULT_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED
+MIB = 1024 * 1024
+
+
+class DeviceMemory(NamedTuple):
+    """What is allocated on one device, in MiB."""
+
+    weights: float
+    kv: float
+    compute: float
+
+
+class LoadedModel:
+    """What `Llama` is built on: everything but the writing of text."""
+
+    def __init__(
+        self, model_path: str, model: _core.ModelParams, context: _core.ContextParams | None, *, seed: int
+    ) -> None:
+        self.model_path = model_path
+        self._seed = seed
+        self._held: History | None = None
+        self._model: _core.Model | None = _core.Model(os.fsencode(model_path), model)
+        if context is not None:
+            params.fit_context(context, self._model.n_ctx_train)
+            self._held = History(_core.Context(self._model, context))
+
+    def close(self) -> None:
+        """Free the model; everything else raises RuntimeError afterwards. Closing twice is fine."""
+        with self._held.lock if self._held else nullcontext():
+            self._held = None
+            self._model = None
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _m(self) -> _core.Model:
+        if self._model is None:
+            raise RuntimeError("this Llama is closed")
+        return self._model
+
+    @property
+    def _history(self) -> History:
+        if self._held is None:
+            raise RuntimeError("this Llama has only a vocabulary" if self._model else "this Llama is closed")
+        return self._held
+
+    def n_layer(self) -> int:
+        """Return the number of blocks in the file."""
+        return self._m.n_layer
+
+    def n_ctx(self) -> int:
+        """Return how many tokens the context holds."""
+        return self._history.context.n_ctx
+
+    def n_embd(self) -> int:
+        """Return the width of the residual stream."""
+        return self._m.n_embd
+
+    def n_vocab(self) -> int:
+        """Return the number of tokens in the vocabulary."""
+        return self._m.n_vocab
+
+    def token_bos(self) -> int:
+        """Return the token that begins a text, -1 if there is none."""
+        return self._m.bos
+
+    def token_eos(self) -> int:
+        """Return the token that ends a text, -1 if there is none."""
+        return self._m.eos
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether a text begins with token_bos() for this model."""
+        return self._m.add_bos
+
+    def token_nl(self) -> int:
+        """Return the token of a line's end, -1 if there is none."""
+        return self._m.nl
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The file's metadata as text, without arrays."""
+        return self._m.metadata
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the context holds at present."""
+        return len(self._history.tokens)
+
+    @property
+    def skip_layers(self) -> tuple[int, ...]:
+        """The blocks left out when the model was loaded."""
+        return tuple(self._m.skip_layers)
+
+    @property
+    def skip_scale(self) -> dict[int, float]:
+        """The load-time factors that are not 1, by the first block of their gap."""
+        return skipset.parse_scale(self._m.skip_scale)
+
+    @property
+    def mask(self) -> tuple[int, ...]:
+        """The blocks left out at present: those left out at load, and the mask's."""
+        return tuple(self._history.context.mask)
+
+    def set_mask(self, layers: skipset.Layers | None, scale: skipset.Scale | None = None) -> None:
+        """Leave out more blocks than at load, from the next token on and without reloading.
+
+        A block has nothing for tokens that were decoded while it was masked. eval() over such tokens raises
+        RuntimeError until they are removed (reset(), truncate()) or the block is masked again; completions
+        start their prompt anew instead. A gap that the mask changes loses its load-time factor.
+
+        Args:
+            layers: the blocks, as for the class; None or "none": only those left out at load.
+            scale: factors of the gaps, as for the class.
+
+        Raises:
+            ValueError: a bad set, or one that this architecture does not allow; the old mask stays.
+        """
+        text = skipset.layers_text(layers, "mask") or "none"
+        self._history.set_mask(text, skipset.scale_text(scale, "mask scale"))
+
+    def memory(self) -> dict[str, DeviceMemory]:
+        """Return what model and context have allocated, by device name ("CPU" is the host), in MiB."""
+        breakdown = self._history.context.memory_breakdown()
+        return {name: DeviceMemory(*(size / MIB for size in sizes)) for name, sizes in breakdown.items()}
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Return the tokens of a UTF-8 text.
+
+        Args:
+            text: UTF-8.
+            add_bos: add the tokens that the model wants around a text.
+            special: read the text of control tokens as these tokens.
+        """
+        return self._m.tokenize(text, add_bos, special)
+
+    def detokenize(
+        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """Return the text of tokens, which may begin or end within a character.
+
+        Args:
+            tokens: the tokens.
+            prev_tokens: accepted and ignored, as by llama-cpp-python's own tokenizer.
+            special: write control tokens as their text instead of leaving them out.
+
+        Raises:
+            ValueError: a token that is not in the vocabulary.
+        """
+        text = self._m.detokenize(tokens, special)
+        return text[1:] if tokens and tokens[0] == self._m.bos and text[:1] == b" " else text
+
+    def set_seed(self, seed: int) -> None:
+        """Set the seed that completions without one of their own begin with."""
+        self._seed = seed
+
+    def reset(self) -> None:
+        """Remove all tokens from the context."""
+        self._history.truncate(0)
+
+    def truncate(self, n_tokens: int) -> None:
+        """Keep the first `n_tokens` tokens; a recurrent model, which cannot, forgets all (see `n_tokens`)."""
+        self._history.truncate(n_tokens)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Append tokens to what the context holds.
+
+        Raises:
+            ValueError: no token, or one that is not in the vocabulary.
+            RuntimeError: the context is full, or the tokens in it were decoded under a mask that hides blocks
+                which would run now. What the context held stays.
+        """
+        self._history.eval(tokens)
+
+    def logits(self, tokens: Sequence[int], *, first: int = 0) -> npt.NDArray[np.float32]:
+        """Return the logits of tokens, evaluated in an empty context, which holds them afterwards.
+
+        Args:
+            tokens: the tokens.
+            first: leave out the rows before this one.
+
+        Returns:
+            A copy, float32 [n_tokens - first, n_vocab]; row i is about the token after `tokens[first + i]`.
+
+        Raises:
+            ValueError, RuntimeError: as by eval().
+        """
+        history = self._history
+        with history.lock:
+            history.truncate(0)
+            return history.logits(tokens, first)

@@ -1,0 +1,52 @@
+"""A progress bar on stderr: tqdm's, where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """What the long steps of a command report to."""
+
+    def step(self) -> None:
+        """One step is done."""
+
+    def say(self, text: str) -> None:
+        """Show what is being done."""
+
+
+class _Silent:
+    def step(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, total: int) -> None:
+        tqdm: Any = import_module("tqdm").tqdm
+        self.bar = tqdm(total=total, leave=False, bar_format="{l_bar}{bar}| {elapsed}<{remaining}")
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def say(self, text: str) -> None:
+        self.bar.set_description(text)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Progress]:
+    """Show a bar of `total` steps for as long as the block runs."""
+    try:
+        bar = _Bar(total)
+    except ImportError:
+        yield _Silent()
+        return
+    try:
+        yield bar
+    finally:
+        bar.bar.close()
