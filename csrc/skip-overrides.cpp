@@ -1,5 +1,7 @@
 #include "skip-overrides.h"
 
+#include "skip-spec.h"
+
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -44,7 +46,7 @@ llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overri
         } else if (o->tag == LLAMA_KV_OVERRIDE_TYPE_INT) {
             value = std::to_string(o->val_i64);
         } else if (o->tag == LLAMA_KV_OVERRIDE_TYPE_FLOAT && key == LLAMA_SKIP_KEY_SCALE) {
-            value = std::to_string(o->val_f64);
+            value = llama_skip_number_str((float) o->val_f64);
         } else {
             throw std::invalid_argument(key + ": has to be a string, as in " + key + "=str:VALUE");
         }

@@ -1,8 +1,12 @@
 #include "skip-spec.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
+#include <iomanip>
+#include <limits>
+#include <locale>
+#include <sstream>
 #include <stdexcept>
 
 static void fail(const std::string & name, const std::string & what) {
@@ -73,6 +77,39 @@ llama_skip_ranges llama_skip_parse_layers(const std::string & name, const std::s
     return ranges;
 }
 
+// like strtof(), in the C locale whatever the program's is; infinity for what is too large or not a number
+static bool read_float(const std::string & s, float & value) {
+    std::string word = s.substr(std::min(s.find_first_not_of("+-"), s.size()));
+    std::transform(word.begin(), word.end(), word.begin(), [](unsigned char c) { return std::tolower(c); });
+    if (word == "nan" || word == "inf" || word == "infinity") {
+        value = std::numeric_limits<float>::infinity();
+        return true;
+    }
+    std::istringstream in(s);
+    in.imbue(std::locale::classic());
+    double number = 0.0;
+    in >> std::noskipws >> number;
+    const bool overflow = in.fail() && std::fabs(number) == std::numeric_limits<double>::max();
+    if (in.fail() && !overflow) {
+        return false;
+    }
+    value = overflow ? std::numeric_limits<float>::infinity() : (float) number;
+    in.clear();
+    return in.peek() == std::istringstream::traits_type::eof();
+}
+
+std::string llama_skip_number_str(float value) {
+    std::ostringstream out;
+    out.imbue(std::locale::classic());
+    out << value; // 6 digits
+    float same = 0.0f;
+    if (!read_float(out.str(), same) || same != value) {
+        out.str("");
+        out << std::setprecision(9) << value;
+    }
+    return out.str();
+}
+
 llama_skip_scales llama_skip_parse_scale(const std::string & name, const std::string & spec) {
     llama_skip_scales scales;
     for (const auto & item : split_items(name, spec)) {
@@ -85,9 +122,8 @@ llama_skip_scales llama_skip_parse_scale(const std::string & name, const std::st
             fail(name, "malformed item '" + item + "', expected A or N:A");
         }
 
-        char *      end   = nullptr;
-        const float scale = std::strtof(text.c_str(), &end);
-        if (text.empty() || *end != '\0' || text[0] == ' ') {
+        float scale = 1.0f;
+        if (!read_float(text, scale)) {
             fail(name, "malformed item '" + item + "', expected A or N:A");
         }
         if (!std::isfinite(scale)) {
@@ -169,12 +205,7 @@ std::string llama_skip_scale_str(const llama_skip & skip) {
     std::string text;
     for (int32_t il = 0; il < LLAMA_SKIP_MAX_LAYERS; ++il) {
         if (skip.gap_begins(il) && skip.scale[il] != 1.0f) {
-            char number[32];
-            snprintf(number, sizeof(number), "%.6g", skip.scale[il]);
-            if (std::strtof(number, nullptr) != skip.scale[il]) {
-                snprintf(number, sizeof(number), "%.9g", skip.scale[il]);
-            }
-            text += (text.empty() ? "" : ",") + std::to_string(il) + ":" + number;
+            text += (text.empty() ? "" : ",") + std::to_string(il) + ":" + llama_skip_number_str(skip.scale[il]);
         }
     }
     return text;

@@ -37,5 +37,8 @@ std::string llama_skip_layers_str(const llama_skip_mask & mask);
 // "13:0.5,25:1.1", only gaps whose scale is not 1; empty when there is none
 std::string llama_skip_scale_str(const llama_skip & skip);
 
+// the shortest of 6 and 9 digits that is read back as the same float, in the C locale
+std::string llama_skip_number_str(float value);
+
 // file index of the kept block number `ordinal`, counted without an upper end
 int32_t llama_skip_file_index(const llama_skip_mask & mask, int32_t ordinal);

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <exception>
 #include <filesystem>
+#include <mutex>
 
 namespace {
 
@@ -79,6 +80,10 @@ static std::vector<llama_model_kv_override> make_overrides(const std::string & p
         llama_skip_add_override(res, LLAMA_SKIP_KEY_SCALE, params.skip_scale);
     }
     res.push_back({});
+
+    // the check silences the log of the whole process while it reads the header
+    static std::mutex                 mutex;
+    const std::lock_guard<std::mutex> lock(mutex);
 
     const bool ok = among_overrides ? llama_skip_check_overrides(path.c_str(), res.data())
                                     : llama_skip_check(path.c_str(), params.skip_layers.c_str(),

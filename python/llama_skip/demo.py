@@ -17,7 +17,7 @@ from llama_skip.demo_text import N_WINDOWS, Text, from_file, own_writing, own_wr
 from llama_skip.llama import Llama
 from llama_skip.progress import progress
 
-SMOLLM2_SETS = ["13", "12,26", "12,13,26"]
+SMOLLM2_SETS = ["13", "13,26", "12,13,26"]
 N_WORDS = 12
 
 

@@ -73,14 +73,18 @@ def installed_tools() -> list[Path]:
 
 
 def shadowed(tools: Sequence[Path]) -> list[str]:
-    """Return a warning for each tool whose name runs something else, or nothing."""
+    """Return a warning for each tool whose name runs another program, and one for those that nothing runs."""
     warnings = []
+    absent = []
     for tool in sorted(tools):
         found = shutil.which(tool.stem)
         if found is None:
-            warnings.append(f"{tool.stem} is not on PATH: add {tool.parent}")
+            absent.append(tool)
         elif not os.path.samefile(found, tool):
             warnings.append(f"{tool.stem} on PATH is {found}, another program: put {tool.parent} before it")
+    if absent:
+        commands = ", ".join(tool.stem for tool in absent)
+        warnings.append(f"{absent[0].parent} is not on PATH, it has {commands}")
     return warnings
 
 
