@@ -25,6 +25,9 @@ LLAMA_API bool llama_skip_check(const char * path_model, const char * layers, co
 // The same for overrides.
 LLAMA_API bool llama_skip_check_overrides(const char * path_model, const struct llama_model_kv_override * overrides);
 
+// The line that loading a file with these overrides would log, empty when nothing is left out; valid as those below.
+LLAMA_API const char * llama_skip_describe(const char * path_model, const struct llama_model_kv_override * overrides);
+
 // Whether block il was left out when the model was loaded.
 LLAMA_API bool     llama_model_is_skipped(const struct llama_model * model, int32_t il);
 LLAMA_API int32_t  llama_model_n_skipped(const struct llama_model * model);

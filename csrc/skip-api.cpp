@@ -58,32 +58,44 @@ struct quiet_log {
 
 } // namespace
 
-static bool check(const char * path_model, const llama_skip_spec & spec, const llama_skip_names & names) {
+// what `spec` leaves out of a file, read as far as its hyperparameters; nothing when these cannot be read
+struct checked_file {
+    llama_skip skip;
+    int32_t    n_layer = 0;
+};
+
+static checked_file check(const char * path_model, const llama_skip_spec & spec, const llama_skip_names & names) {
+    checked_file res;
     if (path_model == nullptr || path_model[0] == '\0') {
-        return true;
+        return res;
     }
-    std::unique_ptr<llama_model> model;
+    std::unique_ptr<llama_model_loader> ml;
+    std::unique_ptr<llama_model>        model;
     try {
         quiet_log quiet;
 
         llama_model_params       params = llama_model_default_params();
         std::vector<std::string> splits;
-        llama_model_loader ml(nullptr, nullptr, nullptr, path_model, splits, nullptr, LLAMA_LOAD_MODE_NONE, false, true,
-            false, nullptr, nullptr);
+        ml.reset(new llama_model_loader(nullptr, nullptr, nullptr, path_model, splits, nullptr, LLAMA_LOAD_MODE_NONE,
+            false, true, false, nullptr, nullptr));
 
-        model.reset(llama_model_create(ml, params));
+        model.reset(llama_model_create(*ml, params));
         auto * base = dynamic_cast<llama_model_base *>(model.get());
         if (base == nullptr) {
-            return true;
+            return res;
         }
         model->hparams.vocab_only = false;
         model->hparams.no_alloc   = true;
-        base->load_hparams(ml);
+        base->load_hparams(*ml);
     } catch (const std::exception &) {
-        return true;
+        return res;
     }
-    llama_skip_make(model->hparams, model->arch, spec, names);
-    return true;
+    res.skip    = llama_skip_make(model->hparams, model->arch, spec, names);
+    res.n_layer = model->hparams.n_layer();
+
+    ml->skip.init(*ml, res.skip);
+    res.skip.n_bytes = ml->skip.n_bytes;
+    return res;
 }
 
 bool llama_skip_check(const char * path_model, const char * layers, const char * scale, const char * name_layers,
@@ -99,7 +111,8 @@ bool llama_skip_check(const char * path_model, const char * layers, const char *
         if (!spec.scale.empty()) {
             llama_skip_parse_scale(names.scale, spec.scale);
         }
-        return check(path_model, spec, names);
+        check(path_model, spec, names);
+        return true;
     } catch (const std::exception & err) {
         last_error = err.what();
         return false;
@@ -112,11 +125,25 @@ bool llama_skip_check_overrides(const char * path_model, const llama_model_kv_ov
         if (spec.layers.empty() && spec.scale.empty()) {
             return true;
         }
-        return check(path_model, spec, {});
+        check(path_model, spec, {});
+        return true;
     } catch (const std::exception & err) {
         last_error = err.what();
         return false;
     }
+}
+
+const char * llama_skip_describe(const char * path_model, const llama_model_kv_override * overrides) {
+    last_text.clear();
+    try {
+        const checked_file file = check(path_model, llama_skip_read_overrides(overrides), {});
+        if (file.skip.any()) {
+            last_text = llama_skip_summary(file.skip, file.n_layer);
+        }
+    } catch (const std::exception & err) {
+        last_error = err.what();
+    }
+    return last_text.c_str();
 }
 
 bool llama_model_is_skipped(const llama_model * model, int32_t il) {

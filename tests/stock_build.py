@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -69,6 +70,6 @@ def build_stock(folder: Path) -> Path:
         *(program("cmake"), "-C", options, "-S", source, "-B", build, "-G", "Ninja"),
         *(f"-DCMAKE_MAKE_PROGRAM={ninja}", *flags, "-DLLAMA_BUILD_TESTS=ON"),
     )
-    run(program("cmake"), "--build", build, "--target", *TARGETS)
+    run(program("cmake"), "--build", build, "--parallel", os.cpu_count() or 1, "--target", *TARGETS)
     stamp_file.write_text(stamp)
     return build / "bin"

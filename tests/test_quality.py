@@ -33,7 +33,7 @@ height of the waves, the temperature of the air and of the sea. She turned the p
 is worth more than the lamp," she said.
 """
 
-# blocks, upper bound of the mean KL divergence, lower bound of equal first choices; behind them what was found
+# blocks, upper bound of the mean KL divergence, lower bound of equal first choices; behind: what was found
 SENSIBLE = [
     ("17", 0.12, 0.78),  # 0.094, 0.83
     ("3,17", 0.25, 0.70),  # 0.198, 0.76

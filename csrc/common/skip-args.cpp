@@ -164,6 +164,20 @@ bool common_skip_check(const common_params & params) {
     return false;
 }
 
+void common_skip_loaded(const llama_model * model) {
+    if (common_log_get_verbosity_thold() < LOG_LEVEL_WARN && llama_model_n_skipped(model) > 0) {
+        fprintf(stderr, "\n%s\n", llama_model_skip_summary(model));
+    }
+}
+
+void common_skip_describe(const common_params & params) {
+    const auto *      overrides = params.kv_overrides.empty() ? nullptr : params.kv_overrides.data();
+    const std::string text      = llama_skip_describe(params.model.path.c_str(), overrides);
+    if (!text.empty()) {
+        LOG_WRN("%s\n", text.c_str());
+    }
+}
+
 void common_skip_to_draft(common_params & params, const common_params_speculative_draft & draft) {
     std::vector<llama_model_kv_override> overrides;
     for (const auto & o : params.kv_overrides) {

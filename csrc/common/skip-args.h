@@ -21,6 +21,12 @@ void common_skip_finish(common_params & params);
 // The last check before a model is loaded, for a path that was not known when the arguments were parsed.
 bool common_skip_check(const common_params & params);
 
+// The line about the set, where the log's threshold swallowed the one of the loader.
+void common_skip_loaded(const llama_model * model);
+
+// The same for a program that only measures.
+void common_skip_describe(const common_params & params);
+
 // A draft model gets its own set instead of the target's.
 void common_skip_to_draft(common_params & params, const common_params_speculative_draft & draft);
 
