@@ -66,7 +66,8 @@ struct checked_file {
 
 static checked_file check(const char * path_model, const llama_skip_spec & spec, const llama_skip_names & names) {
     checked_file res;
-    if (path_model == nullptr || path_model[0] == '\0') {
+    const bool   nothing = spec.layers.empty() && spec.scale.empty();
+    if (nothing || path_model == nullptr || path_model[0] == '\0') {
         return res;
     }
     std::unique_ptr<llama_model_loader> ml;

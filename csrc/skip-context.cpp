@@ -117,7 +117,8 @@ void llama_context::skip_state_restored(llama_seq_id seq_id) {
     }
     // the tag agreed, so the tokens were decoded under this mask or a smaller one
     const llama_skip_mask masked = cparams.skip.out & ~model.hparams.skip.out;
-    for (llama_seq_id s = std::max(seq_id, 0); s < (seq_id < 0 ? LLAMA_MAX_SEQ : seq_id + 1); ++s) {
+    const llama_seq_id    n_seq  = cparams.kv_unified ? LLAMA_MAX_SEQ : cparams.n_seq_max;
+    for (llama_seq_id s = std::max(seq_id, 0); s < (seq_id < 0 ? n_seq : seq_id + 1); ++s) {
         memory->skip.seq_rm(s, -1, -1);
         memory->skip.add(s, 0, memory->seq_pos_max(s) + 1, masked);
     }

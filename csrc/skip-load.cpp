@@ -11,10 +11,10 @@
 #include <cstdio>
 
 #if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
 #include <unistd.h>
 #endif
 #if defined(__linux__)
-#include <sys/mman.h>
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22 // Linux 5.14
 #endif
@@ -130,14 +130,32 @@ llama_mmap::ranges llama_skip_files::lazy_ranges(uint32_t idx, const llama_mmap:
     return res;
 }
 
-static size_t page_start(size_t offs) {
 #if defined(__unix__) || defined(__APPLE__)
-    static const size_t page = sysconf(_SC_PAGESIZE);
-    return offs / page * page;
-#else
-    return offs;
-#endif
+static size_t page_size() {
+    static const size_t size = sysconf(_SC_PAGESIZE);
+    return size;
 }
+
+static size_t page_start(size_t offs) {
+    return offs / page_size() * page_size();
+}
+
+// Nothing can be resident there any more. The addresses stay ours: upstream unmaps them again when all is loaded.
+static void punch_hole(char * addr, size_t first, size_t last) {
+    first = page_start(first + page_size() - 1);
+    last  = page_start(last);
+    if (first < last &&
+        mmap(addr + first, last - first, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANON, -1, 0) == MAP_FAILED) {
+        LLAMA_LOG_WARN("skip: %zu bytes stay mapped\n", last - first);
+    }
+}
+#else
+static size_t page_start(size_t offs) {
+    return offs;
+}
+
+static void punch_hole(char *, size_t, size_t) {}
+#endif
 
 #if defined(__linux__)
 static void populate_range(char * addr, size_t first, size_t last) {
@@ -162,7 +180,7 @@ void llama_skip_files::mapped(uint32_t idx, llama_mmap & mapping, bool populate)
     }
     size_t kept = 0;
     for (const auto & [first, last] : it->second) {
-        mapping.unmap_fragment(first, last);
+        punch_hole((char *) mapping.addr(), first, last);
         if (populate) {
             populate_range((char *) mapping.addr(), kept, first);
         }

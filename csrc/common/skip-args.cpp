@@ -50,9 +50,10 @@ void common_skip_add_args(const std::function<void(common_arg)> & add_opt) {
                 .set_env("LLAMA_ARG_SKIP_LAYERS_DRAFT"));
 }
 
+// an override whose key begins with `key`
 static bool has_override(const std::vector<llama_model_kv_override> & overrides, const std::string & key) {
     for (const auto & o : overrides) {
-        if (o.key == key) {
+        if (std::string(o.key).compare(0, key.size(), key) == 0) {
             return true;
         }
     }
@@ -132,23 +133,22 @@ void common_skip_finish(common_params & params) {
     check_path("", params.skip_layers, params.skip_scale, "--skip-layers", "--skip-scale");
     check_path("", draft.skip_layers, "", "--skip-layers-draft", "");
 
-    check_overrides(params.model.path, params.kv_overrides);
+    const bool with_overrides = has_override(params.kv_overrides, "skip.");
     add_flag(params.kv_overrides, "--skip-layers", LLAMA_SKIP_KEY_LAYERS, params.skip_layers);
     add_flag(params.kv_overrides, "--skip-scale", LLAMA_SKIP_KEY_SCALE, params.skip_scale);
+    if (with_overrides) {
+        check_overrides(params.model.path, params.kv_overrides);
+    } else {
+        check_path(params.model.path, params.skip_layers, params.skip_scale, "--skip-layers", "--skip-scale");
+    }
+    checked_model() = params.model.path;
 
-    if (!params.skip_layers.empty() || !params.skip_scale.empty()) {
-        const bool scale_only = params.skip_layers.empty() && has_override(params.kv_overrides, LLAMA_SKIP_KEY_LAYERS);
-        if (scale_only) {
-            check_overrides(params.model.path, params.kv_overrides);
-        } else {
-            check_path(params.model.path, params.skip_layers, params.skip_scale, "--skip-layers", "--skip-scale");
-        }
+    if (has_override(params.kv_overrides, LLAMA_SKIP_KEY_LAYERS)) {
         auto overrides = params.kv_overrides;
         overrides.emplace_back();
         overrides.back().key[0] = 0;
         place_patterns(params.tensor_buft_overrides, overrides.data());
     }
-    checked_model() = params.model.path;
     if (!draft.skip_layers.empty()) {
         check_path(draft.mparams.path, draft.skip_layers, "", "--skip-layers-draft", "");
         place_patterns(params.speculative.draft.tensor_buft_overrides, common_skip_overrides(draft.skip_layers, ""));
