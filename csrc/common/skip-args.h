@@ -4,6 +4,8 @@
 
 #include "llama-skip.h"
 
+#include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <string>
 #include <vector>
@@ -58,6 +60,10 @@ template <typename T>
 std::vector<T> common_skip_bench_sweep(
     const std::vector<T> & instances, const std::vector<std::string> & layers, const std::string & scale) {
     if (layers.empty()) {
+        if (!scale.empty()) {
+            fprintf(stderr, "error: --skip-scale: no block is left out, so there is no gap to scale\n");
+            exit(1);
+        }
         return instances;
     }
     std::vector<T> res;
