@@ -20,6 +20,7 @@ ggml_tensor * llama_skip_bypass(const llm_graph_context & llm, ggml_tensor * cur
     if (cur->ne[0] != llm.n_embd || cur->ne[2] != 1 || cur->ne[3] != 1) {
         return cur;
     }
+    llm.cb(cur, "skip_in", il);
     cur = ggml_scale(llm.ctx0, cur, skip.scale[next]);
     llm.cb(cur, "skip_scale", il);
     llm.res->skip_trace.bypassed.set(next);

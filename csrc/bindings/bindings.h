@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
+#include <string>
 
 namespace py = pybind11;
 
@@ -19,6 +20,18 @@ struct model_load_error : std::runtime_error {
         #name, [](const P & p) { return static_cast<type>(p.raw.name); }, \
         [](P & p, type v) { p.raw.name = static_cast<decltype(p.raw.name)>(v); })
 
+// the same for an enum whose values run from `first` to `last`
+#define RAW_ENUM(P, name, first, last)                                                                               \
+    def_property(                                                                                                    \
+        #name, [](const P & p) { return (int) p.raw.name; },                                                         \
+        [](P & p, int v) {                                                                                           \
+            if (v < (int) (first) || v > (int) (last)) {                                                             \
+                throw std::invalid_argument(#name ": " + std::to_string(v) + " is not within " +                     \
+                                            std::to_string((int) (first)) + " and " + std::to_string((int) (last))); \
+            }                                                                                                        \
+            p.raw.name = static_cast<decltype(p.raw.name)>(v);                                                       \
+        })
+
 void register_errors(py::module_ & m);
 void register_system(py::module_ & m);
 void register_model_params(py::module_ & m);
@@ -27,3 +40,4 @@ void register_context_params(py::module_ & m);
 void register_context(py::module_ & m);
 void register_sampler_params(py::module_ & m);
 void register_sampler(py::module_ & m);
+void register_chat(py::module_ & m);

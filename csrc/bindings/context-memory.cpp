@@ -54,7 +54,7 @@ static py::bytes get_state(py_context & ctx, Size && size, Get && get) {
     std::string res;
     {
         py::gil_scoped_release nogil;
-        log_scope              log(ctx.model->verbose);
+        log_scope              log(ctx.model->log);
 
         res.resize(size());
         const size_t n = get((uint8_t *) res.data(), res.size());
@@ -72,7 +72,7 @@ static void put_state(py_context & ctx, const py::bytes & state, Set && set) {
     const std::string_view data = state;
 
     py::gil_scoped_release nogil;
-    log_scope              log(ctx.model->verbose);
+    log_scope              log(ctx.model->log);
     if (set((const uint8_t *) data.data(), data.size()) == 0) {
         throw std::runtime_error(log.message("cannot load the state"));
     }

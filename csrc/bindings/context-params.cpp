@@ -19,10 +19,10 @@ void register_context_params(py::module_ & m) {
         .RAW_FIELD(P, uint32_t, n_seq_max)
         .RAW_FIELD(P, int32_t, n_threads)
         .RAW_FIELD(P, int32_t, n_threads_batch)
-        .RAW_FIELD(P, int, rope_scaling_type)
-        .RAW_FIELD(P, int, pooling_type)
-        .RAW_FIELD(P, int, attention_type)
-        .RAW_FIELD(P, int, flash_attn_type)
+        .RAW_ENUM(P, rope_scaling_type, LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED, LLAMA_ROPE_SCALING_TYPE_MAX_VALUE)
+        .RAW_ENUM(P, pooling_type, LLAMA_POOLING_TYPE_UNSPECIFIED, LLAMA_POOLING_TYPE_RANK)
+        .RAW_ENUM(P, attention_type, LLAMA_ATTENTION_TYPE_UNSPECIFIED, LLAMA_ATTENTION_TYPE_NON_CAUSAL)
+        .RAW_ENUM(P, flash_attn_type, LLAMA_FLASH_ATTN_TYPE_AUTO, LLAMA_FLASH_ATTN_TYPE_ENABLED)
         .RAW_FIELD(P, float, rope_freq_base)
         .RAW_FIELD(P, float, rope_freq_scale)
         .RAW_FIELD(P, float, yarn_ext_factor)
@@ -41,5 +41,6 @@ void register_context_params(py::module_ & m) {
         .RAW_FIELD(P, bool, no_perf)
         .RAW_FIELD(P, bool, op_offload)
         .RAW_FIELD(P, bool, swa_full)
-        .RAW_FIELD(P, bool, kv_unified);
+        .RAW_FIELD(P, bool, kv_unified)
+        .def_readwrite("hidden_states", &P::hidden_states);
 }

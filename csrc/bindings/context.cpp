@@ -3,13 +3,10 @@
 
 #include "llama-skip.h"
 
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <utility>
-
-using tokens_array = py::array_t<int64_t, py::array::c_style>;
 
 static bool on_abort(void * user_data) {
     return static_cast<py_context *>(user_data)->should_abort();
@@ -17,25 +14,33 @@ static bool on_abort(void * user_data) {
 
 py_context::py_context(std::shared_ptr<py_model> model_, const py_context_params & params) : model(std::move(model_)) {
     py::gil_scoped_release nogil;
-    log_scope              log(model->verbose);
+    log_scope              log(model->log);
 
-    raw = llama_init_from_model(model->raw, params.raw);
+    llama_context_params raw_params = params.raw;
+    if (params.hidden_states) {
+        raw_params.cb_eval           = hidden_states::on_tensor;
+        raw_params.cb_eval_user_data = &states;
+    }
+    raw = llama_init_from_model(model->raw, raw_params);
     if (raw == nullptr) {
         throw std::runtime_error(log.message("cannot create a context"));
     }
-    batch = llama_batch_init(llama_n_batch(raw), 0, 1);
+    has_states = params.hidden_states;
+    batch      = llama_batch_init(llama_n_batch(raw), 0, 1);
     llama_set_abort_callback(raw, on_abort, this);
 }
 
 py_context::~py_context() {
-    log_scope log(model->verbose);
-    if (raw != nullptr) {
+    // in a forked process there are no threads to end, see py_model
+    if (raw != nullptr && !model->is_foreign()) {
+        log_scope log(model->log);
         llama_batch_free(batch);
         llama_free(raw);
     }
 }
 
 std::unique_lock<std::mutex> py_context::enter() {
+    model->check_process();
     std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
     if (!lock) {
         throw std::runtime_error("this context is in use by another thread");
@@ -60,6 +65,15 @@ bool py_context::should_abort() {
     return interrupt != nullptr;
 }
 
+void py_context::add_token(llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output) {
+    const int32_t i    = batch.n_tokens++;
+    batch.token[i]     = token;
+    batch.pos[i]       = pos;
+    batch.n_seq_id[i]  = 1;
+    batch.seq_id[i][0] = seq_id;
+    batch.logits[i]    = is_output;
+}
+
 void py_context::decode_batch() {
     const int32_t ret = llama_decode(raw, batch);
     if (interrupt) {
@@ -81,17 +95,13 @@ void py_context::decode(
     const int32_t n_batch = llama_n_batch(raw);
     const size_t  n_vocab = llama_vocab_n_tokens(model->vocab());
 
-    log_scope log(model->verbose);
+    log_scope log(model->log);
     t_signals_us = llama_time_us();
     try {
         for (int32_t i0 = 0; i0 < n; i0 += n_batch) {
-            batch.n_tokens = std::min(n_batch, n - i0);
-            for (int32_t i = 0; i < batch.n_tokens; ++i) {
-                batch.token[i]     = tokens[i0 + i];
-                batch.pos[i]       = pos + i0 + i;
-                batch.n_seq_id[i]  = 1;
-                batch.seq_id[i][0] = seq_id;
-                batch.logits[i]    = i0 + i >= first;
+            batch.n_tokens = 0;
+            for (int32_t i = i0; i < std::min(i0 + n_batch, n); ++i) {
+                add_token(tokens[i], pos + i, seq_id, i >= first);
             }
             decode_batch();
             for (int32_t i = std::max(first - i0, 0); rows != nullptr && i < batch.n_tokens; ++i) {
@@ -108,7 +118,35 @@ void py_context::decode(
     }
 }
 
-static std::vector<llama_token> check_tokens(const py_context & ctx, const tokens_array & tokens) {
+void py_context::decode_sequences(const std::vector<std::vector<llama_token>> & sequences) {
+    size_t n_tokens = 0;
+    for (const auto & tokens : sequences) {
+        n_tokens += tokens.size();
+    }
+    if (n_tokens > llama_n_batch(raw) || sequences.size() > llama_n_seq_max(raw)) {
+        throw std::invalid_argument(std::to_string(sequences.size()) + " sequences of " + std::to_string(n_tokens) +
+                                    " tokens are too many at once: n_batch is " + std::to_string(llama_n_batch(raw)) +
+                                    ", n_seq_max " + std::to_string(llama_n_seq_max(raw)));
+    }
+    log_scope log(model->log);
+    t_signals_us = llama_time_us();
+    llama_memory_clear(memory(), false);
+
+    batch.n_tokens = 0;
+    for (size_t s = 0; s < sequences.size(); ++s) {
+        for (size_t i = 0; i < sequences[s].size(); ++i) {
+            add_token(sequences[s][i], (llama_pos) i, (llama_seq_id) s, /*is_output =*/true);
+        }
+    }
+    try {
+        decode_batch();
+    } catch (const std::runtime_error & err) {
+        llama_memory_clear(memory(), false);
+        throw std::runtime_error(log.message(err.what()));
+    }
+}
+
+std::vector<llama_token> check_tokens(const py_context & ctx, const tokens_array & tokens) {
     if (tokens.ndim() != 1 || tokens.size() == 0) {
         throw std::invalid_argument("tokens: expected a list of one token or more");
     }
@@ -148,11 +186,22 @@ static void eval(py_context & ctx, const tokens_array & tokens, llama_pos pos, l
     ctx.decode(checked, pos, seq_id, (int32_t) checked.size() - 1, nullptr);
 }
 
+// the logits of output idx of the last batch, -1: the last one
+static py::array_t<float> logits(py_context & ctx, int32_t idx) {
+    const auto    lock = ctx.enter();
+    log_scope     log;
+    const float * row = llama_get_logits_ith(ctx.raw, idx);
+    if (row == nullptr) {
+        throw std::runtime_error(log.message("there are no logits"));
+    }
+    return py::array_t<float>(llama_vocab_n_tokens(ctx.model->vocab()), row);
+}
+
 static void set_mask(py_context & ctx, const std::string & layers, const std::string & scale) {
     const auto lock = ctx.enter();
 
     py::gil_scoped_release nogil;
-    log_scope              log(ctx.model->verbose);
+    log_scope              log(ctx.model->log);
     if (!llama_skip_set_mask(ctx.raw, layers.c_str(), scale.empty() ? nullptr : scale.c_str())) {
         throw std::invalid_argument(llama_skip_error());
     }
@@ -181,7 +230,11 @@ void register_context(py::module_ & m) {
         .def_property_readonly("n_threads_batch", [](const C & c) { return llama_n_threads_batch(c.raw); })
         .def_property_readonly("mask", mask)
         .def("decode", decode, py::arg("tokens"), py::arg("pos"), py::arg("seq_id"), py::arg("first"))
+        .def("logits", logits, py::arg("idx"))
         .def("eval", eval, py::arg("tokens"), py::arg("pos"), py::arg("seq_id"))
         .def("set_mask", set_mask, py::arg("layers"), py::arg("scale"));
     register_context_memory(cls);
+    register_embeddings(cls);
+    register_hidden_states(cls);
+    register_lora(m, cls);
 }

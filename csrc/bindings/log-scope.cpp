@@ -20,7 +20,24 @@ void log_install() {
     llama_log_set(on_log, nullptr);
 }
 
-log_scope::log_scope(bool verbose) : outer(current), verbose(verbose) {
+static const char * level_name(ggml_log_level level) {
+    switch (level) {
+        case GGML_LOG_LEVEL_ERROR:
+            return "error";
+        case GGML_LOG_LEVEL_WARN:
+            return "warning";
+        case GGML_LOG_LEVEL_DEBUG:
+            return "debug";
+        default:
+            return "info";
+    }
+}
+
+log_scope::log_scope() : outer(current), target(nullptr) {
+    current = this;
+}
+
+log_scope::log_scope(const py_log & target) : outer(current), target(&target) {
     current = this;
 }
 
@@ -43,7 +60,20 @@ void log_scope::add(ggml_log_level level, const char * text) {
             errors.pop_front();
         }
     }
-    if (verbose && last != GGML_LOG_LEVEL_DEBUG) {
+    if (target != nullptr) {
+        pass_on(text);
+    }
+}
+
+void log_scope::pass_on(const char * text) const {
+    if (!target->callback.is_none()) {
+        py::gil_scoped_acquire gil;
+        try {
+            target->callback(level_name(last), py::bytes(text).attr("decode")("utf-8", "replace"));
+        } catch (py::error_already_set & err) {
+            err.discard_as_unraisable(target->callback);
+        }
+    } else if (target->verbose && last != GGML_LOG_LEVEL_DEBUG) {
         fputs(text, stderr);
     }
 }

@@ -1,17 +1,26 @@
 #pragma once
 
+#include "bindings.h"
+
 #include "ggml.h"
 
 #include <deque>
 #include <string>
 
+// Where the lines of one model go: to stderr if verbose, or to a Python function of level and text.
+struct py_log {
+    bool       verbose  = false;
+    py::object callback = py::none();
+};
+
 // Routes llama.cpp's log to the log_scope of the thread that writes the line. Without one only errors are shown.
 void log_install();
 
-// While it lives: keeps this thread's ERROR lines and, if verbose, shows all of its lines on stderr.
+// While it lives: keeps this thread's ERROR lines and passes all of its lines on. Needs no GIL.
 class log_scope {
 public:
-    explicit log_scope(bool verbose);
+    log_scope();
+    explicit log_scope(const py_log & target);
     ~log_scope();
 
     log_scope(const log_scope &)             = delete;
@@ -23,8 +32,10 @@ public:
     void add(ggml_log_level level, const char * text);
 
 private:
+    void pass_on(const char * text) const;
+
     log_scope *             outer;
-    bool                    verbose;
+    const py_log *          target;                     // may be null
     ggml_log_level          last = GGML_LOG_LEVEL_NONE; // what a CONT line continues
     std::deque<std::string> errors;
 };

@@ -60,7 +60,7 @@ void register_model_params(py::module_ & m) {
     py::class_<P>(m, "ModelParams")
         .def(py::init<>())
         .RAW_FIELD(P, int32_t, n_gpu_layers)
-        .RAW_FIELD(P, int, split_mode)
+        .RAW_ENUM(P, split_mode, LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_TENSOR)
         .RAW_FIELD(P, int32_t, main_gpu)
         .RAW_FIELD(P, bool, vocab_only)
         .RAW_FIELD(P, bool, check_tensors)
@@ -74,6 +74,10 @@ void register_model_params(py::module_ & m) {
         .def_readwrite("skip_layers", &P::skip_layers)
         .def_readwrite("skip_scale", &P::skip_scale)
         .def_readwrite("progress", &P::progress)
-        .def_readwrite("verbose", &P::verbose)
+        .def_property(
+            "verbose", [](const P & p) { return p.log.verbose; }, [](P & p, bool v) { p.log.verbose = v; })
+        .def_property(
+            "log", [](const P & p) { return p.log.callback; },
+            [](P & p, py::object f) { p.log.callback = std::move(f); })
         .def("add_override", add_override, py::arg("key"), py::arg("value"));
 }

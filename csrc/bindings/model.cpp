@@ -13,6 +13,18 @@
 #include <filesystem>
 #include <mutex>
 
+#ifndef _WIN32
+#include <unistd.h>
+#endif
+
+static int64_t process_id() {
+#ifdef _WIN32
+    return 0; // there is no fork
+#else
+    return getpid();
+#endif
+}
+
 namespace {
 
 // What happens in Python while a model loads: Ctrl-C, and the caller's callback.
@@ -51,7 +63,7 @@ static bool on_progress(float fraction, void * user_data) {
     return static_cast<load_progress *>(user_data)->step(fraction);
 }
 
-static void check_exists(const std::string & path) {
+void check_exists(const std::string & path) {
     if (!std::filesystem::exists(std::filesystem::u8path(path))) {
         errno = ENOENT;
         PyErr_SetFromErrnoWithFilename(PyExc_FileNotFoundError, path.c_str());
@@ -116,20 +128,23 @@ static std::vector<float> make_tensor_split(const py_model_params & params) {
 }
 
 py_model::py_model(const std::string & path, const py_model_params & params)
-    : verbose(params.verbose), has_weights(!params.raw.vocab_only && !params.raw.no_alloc) {
+    : log(params.log), has_weights(!params.raw.vocab_only && !params.raw.no_alloc), pid(process_id()) {
     check_exists(path);
 
     load_progress progress;
     progress.callback = params.progress;
 
     py::gil_scoped_release nogil;
-    log_scope              log(verbose);
+    log_scope              log(this->log);
 
     const auto overrides = make_overrides(path, params);
     const auto split     = make_tensor_split(params);
     auto       devices   = make_devices(params);
 
-    llama_model_params raw_params          = params.raw;
+    llama_model_params raw_params = params.raw;
+    if (raw_params.no_alloc) {
+        raw_params.load_mode = LLAMA_LOAD_MODE_NONE; // upstream asserts that nothing is mapped
+    }
     raw_params.kv_overrides                = overrides.data();
     raw_params.tensor_split                = params.tensor_split.empty() ? nullptr : split.data();
     raw_params.devices                     = devices.empty() ? nullptr : devices.data();
@@ -148,15 +163,21 @@ py_model::py_model(const std::string & path, const py_model_params & params)
 }
 
 py_model::~py_model() {
-    log_scope log(verbose);
-    llama_model_free(raw);
+    // a forked process has the memory, but neither the threads nor the devices that freeing it needs
+    if (!is_foreign()) {
+        log_scope log(this->log);
+        llama_model_free(raw);
+    }
 }
 
-void py_model::check_token(int64_t token) const {
-    const int32_t n_vocab = llama_vocab_n_tokens(vocab());
-    if (token < 0 || token >= n_vocab) {
-        throw std::invalid_argument(
-            "token " + std::to_string(token) + " is out of range, the vocabulary has 0-" + std::to_string(n_vocab - 1));
+bool py_model::is_foreign() const {
+    return process_id() != pid;
+}
+
+void py_model::check_process() const {
+    if (is_foreign()) {
+        throw std::runtime_error(
+            "this model was loaded before the process was forked: load it again in the new process");
     }
 }
 
@@ -171,6 +192,11 @@ static std::string read_text(F && f) {
     }
     res.resize(std::max(n, 0));
     return res;
+}
+
+std::string py_model::arch() const {
+    return read_text(
+        [&](char * buf, size_t n) { return llama_model_meta_val_str(raw, "general.architecture", buf, n); });
 }
 
 static py::dict metadata(const py_model & model) {
@@ -196,46 +222,28 @@ static std::vector<int32_t> skip_layers(const py_model & model) {
     return res;
 }
 
-static std::vector<llama_token> tokenize(const py_model & model, const std::string & text, bool special, bool parse) {
-    py::gil_scoped_release nogil;
-    return common_tokenize(model.vocab(), text, special, parse);
-}
-
-static py::bytes detokenize(const py_model & model, const std::vector<llama_token> & tokens, bool special) {
-    std::string res;
-    for (const llama_token token : tokens) {
-        model.check_token(token);
-        res += common_token_to_piece(model.vocab(), token, special);
-    }
-    return py::bytes(res);
-}
-
 void register_model(py::module_ & m) {
     using M = py_model;
 
-    py::class_<M, std::shared_ptr<M>>(m, "Model")
-        .def(py::init<const std::string &, const py_model_params &>(), py::arg("path"), py::arg("params"))
+    py::class_<M, std::shared_ptr<M>> cls(m, "Model");
+    cls.def(py::init<const std::string &, const py_model_params &>(), py::arg("path"), py::arg("params"))
         .def_property_readonly("n_layer", [](const M & s) { return llama_model_n_layer(s.raw); })
         .def_property_readonly("n_vocab", [](const M & s) { return llama_vocab_n_tokens(s.vocab()); })
         .def_property_readonly("n_embd", [](const M & s) { return llama_model_n_embd(s.raw); })
+        .def_property_readonly("chat_template",
+            [](const M & s) {
+                const char * text = llama_model_chat_template(s.raw, nullptr);
+                return std::string(text ? text : "");
+            })
         .def_property_readonly("n_ctx_train", [](const M & s) { return llama_model_n_ctx_train(s.raw); })
         .def_property_readonly("n_params", [](const M & s) { return llama_model_n_params(s.raw); })
         .def_property_readonly("size", [](const M & s) { return llama_model_size(s.raw); })
         .def_property_readonly("desc",
             [](const M & s) { return read_text([&](char * b, size_t n) { return llama_model_desc(s.raw, b, n); }); })
+        .def("check_process", &M::check_process)
         .def_property_readonly("metadata", metadata)
         .def_property_readonly("skip_layers", skip_layers)
         .def_property_readonly("skip_scale", [](const M & s) { return std::string(llama_model_skip_scale(s.raw)); })
-        .def_property_readonly("skipped_size", [](const M & s) { return llama_model_skipped_size(s.raw); })
-        .def_property_readonly("bos", [](const M & s) { return llama_vocab_bos(s.vocab()); })
-        .def_property_readonly("eos", [](const M & s) { return llama_vocab_eos(s.vocab()); })
-        .def_property_readonly("nl", [](const M & s) { return llama_vocab_nl(s.vocab()); })
-        .def_property_readonly("sep", [](const M & s) { return llama_vocab_sep(s.vocab()); })
-        .def_property_readonly("add_bos", [](const M & s) { return llama_vocab_get_add_bos(s.vocab()); })
-        .def_property_readonly("add_eos", [](const M & s) { return llama_vocab_get_add_eos(s.vocab()); })
-        .def(
-            "is_eog", [](const M & s, llama_token token) { return llama_vocab_is_eog(s.vocab(), token); },
-            py::arg("token"))
-        .def("tokenize", tokenize, py::arg("text"), py::arg("add_special"), py::arg("parse_special"))
-        .def("detokenize", detokenize, py::arg("tokens"), py::arg("special"));
+        .def_property_readonly("skipped_size", [](const M & s) { return llama_model_skipped_size(s.raw); });
+    register_vocab(cls);
 }

@@ -1,7 +1,11 @@
 #include "bindings.h"
 
+#include "log.h"
+
 PYBIND11_MODULE(_core, m) {
     m.doc() = "Bindings over libllama; use llama_skip.Llama instead.";
+
+    common_log_set_verbosity_thold(-1); // errors of common/ are exceptions here; no thread that writes a log
 
     register_errors(m);
     register_system(m);
@@ -9,6 +13,7 @@ PYBIND11_MODULE(_core, m) {
     register_model(m);
     register_context_params(m);
     register_context(m);
+    register_chat(m);
     register_sampler_params(m);
     register_sampler(m);
 }

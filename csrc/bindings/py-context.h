@@ -1,12 +1,17 @@
 #pragma once
 
+#include "hidden-states.h"
 #include "py-model.h"
+
+#include <pybind11/numpy.h>
 
 #include <exception>
 #include <mutex>
 
 struct py_context_params {
     llama_context_params raw = llama_context_default_params();
+
+    bool hidden_states = false;
 };
 
 class py_context {
@@ -27,13 +32,19 @@ public:
 
     llama_memory_t memory() const { return llama_get_memory(raw); }
 
+    // Decodes sequences at once, each from position 0 of its own, with all tokens as outputs.
+    void decode_sequences(const std::vector<std::vector<llama_token>> & sequences);
+
     // whether to give up a computation: Ctrl-C is seen on the main thread, while a batch is computed
     bool should_abort();
 
     std::shared_ptr<py_model> model;
     llama_context *           raw = nullptr;
+    hidden_states             states;
+    bool                      has_states = false; // whether `states` sees the graphs
 
 private:
+    void add_token(llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output);
     void decode_batch();
 
     std::mutex         mutex;
@@ -44,3 +55,12 @@ private:
 
 // the methods about what the context remembers, in context-memory.cpp
 void register_context_memory(py::class_<py_context> & c);
+
+// further methods, each in a file of its own
+void register_embeddings(py::class_<py_context> & c);
+void register_hidden_states(py::class_<py_context> & c);
+void register_lora(py::module_ & m, py::class_<py_context> & c);
+
+// tokens given by Python; throws std::invalid_argument
+using tokens_array = py::array_t<int64_t, py::array::c_style>;
+std::vector<llama_token> check_tokens(const py_context & ctx, const tokens_array & tokens);

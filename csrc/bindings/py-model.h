@@ -1,6 +1,6 @@
 #pragma once
 
-#include "bindings.h"
+#include "log-scope.h"
 
 #include "llama.h"
 
@@ -18,7 +18,7 @@ struct py_model_params {
     std::string              skip_layers; // empty: not given
     std::string              skip_scale;
     py::object               progress = py::none();
-    bool                     verbose  = false;
+    py_log                   log;
 
     std::vector<llama_model_kv_override> overrides; // without the terminating one
 };
@@ -33,11 +33,24 @@ public:
 
     const llama_vocab * vocab() const { return llama_model_get_vocab(raw); }
 
+    std::string arch() const;
+
     // throws std::invalid_argument
     void check_token(int64_t token) const;
 
     llama_model * raw = nullptr;
 
-    bool verbose;
-    bool has_weights; // neither a dry run nor a vocabulary alone
+    // whether this process was forked from the one that loaded the model; the second throws std::runtime_error then
+    bool is_foreign() const;
+    void check_process() const;
+
+    const py_log  log;
+    const bool    has_weights; // neither a dry run nor a vocabulary alone
+    const int64_t pid;         // of the process that loaded it
 };
+
+// throws FileNotFoundError
+void check_exists(const std::string & path);
+
+// the methods about tokens, in vocab.cpp
+void register_vocab(py::class_<py_model, std::shared_ptr<py_model>> & c);

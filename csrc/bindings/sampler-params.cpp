@@ -1,3 +1,4 @@
+#include "py-chat.h"
 #include "py-sampler.h"
 
 #include <pybind11/stl.h>
@@ -11,6 +12,48 @@ static void set_samplers(py_sampler_params & params, const std::vector<std::stri
 
 static void set_grammar(py_sampler_params & params, const std::string & gbnf) {
     params.raw.grammar = gbnf.empty() ? common_grammar() : common_grammar(COMMON_GRAMMAR_TYPE_USER, gbnf);
+}
+
+// the one token that a text is, or LLAMA_TOKEN_NULL
+static llama_token single_token(const py_model & model, const std::string & text) {
+    const auto tokens = common_tokenize(model.vocab(), text, false, true);
+    return tokens.size() == 1 ? tokens[0] : LLAMA_TOKEN_NULL;
+}
+
+// what the answer to a chat prompt has to follow; as llama-server does
+static void set_chat(py_sampler_params & params, const py_model & model, const py_chat_prompt & prompt) {
+    const common_chat_params & chat = prompt.params;
+    common_params_sampling &   raw  = params.raw;
+
+    for (const auto & text : chat.preserved_tokens) {
+        const llama_token token = single_token(model, text);
+        if (token != LLAMA_TOKEN_NULL) {
+            raw.preserved_tokens.insert(token);
+        }
+    }
+    for (common_grammar_trigger trigger : chat.grammar_triggers) {
+        const llama_token token =
+            trigger.type == COMMON_GRAMMAR_TRIGGER_TYPE_WORD ? single_token(model, trigger.value) : LLAMA_TOKEN_NULL;
+        if (token != LLAMA_TOKEN_NULL && raw.preserved_tokens.count(token) != 0) {
+            trigger.type  = COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN;
+            trigger.token = token;
+        }
+        raw.grammar_triggers.push_back(std::move(trigger));
+    }
+    if (!chat.grammar.empty()) {
+        raw.grammar = common_grammar(COMMON_GRAMMAR_TYPE_TOOL_CALLS, chat.grammar);
+    }
+    raw.grammar_lazy      = chat.grammar_lazy;
+    raw.generation_prompt = chat.generation_prompt;
+
+    // a lazy grammar sleeps while the model thinks
+    if (!chat.thinking_end_tags.empty()) {
+        raw.reasoning_budget_start = common_tokenize(model.vocab(), chat.thinking_start_tag, false, true);
+        for (const auto & tag : chat.thinking_end_tags) {
+            raw.reasoning_budget_end.push_back(common_tokenize(model.vocab(), tag, false, true));
+        }
+        raw.reasoning_budget_forced = raw.reasoning_budget_end.front();
+    }
 }
 
 static void set_logit_bias(py_sampler_params & params, const std::map<llama_token, float> & bias) {
@@ -59,6 +102,7 @@ void register_sampler_params(py::module_ & m) {
         .RAW_FIELD(P, bool, no_perf)
         .def_property("samplers", samplers, set_samplers)
         .def_property("logit_bias", logit_bias, set_logit_bias)
+        .def("set_chat", set_chat, py::arg("model"), py::arg("prompt"))
         .def_property(
             "grammar", [](const P & p) { return common_grammar_value(p.raw.grammar); }, set_grammar);
 }

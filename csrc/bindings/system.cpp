@@ -2,6 +2,7 @@
 #include "devices.h"
 #include "log-scope.h"
 
+#include "llama.h"
 #include "llama-skip.h"
 
 #include <pybind11/stl.h>
@@ -91,6 +92,8 @@ void register_system(py::module_ & m) {
 
     m.def("version", llama_skip_version);
     m.def("upstream", llama_skip_upstream);
+    m.def("max_sequences", llama_max_parallel_sequences);
+    m.def("source_version", []() { return LLAMA_SKIP_SOURCE_VERSION; });
     m.def("library_path", library_path);
     m.def("backends", backends);
     m.def("devices", devices);

@@ -12,13 +12,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_skip.errors import ModelLoadError
-    from llama_skip.llama import DeviceMemory, Llama
+    from llama_skip.grammar import LlamaGrammar
+    from llama_skip.llama import Llama
+    from llama_skip.loaded import DeviceMemory, HiddenStates
+    from llama_skip.memory import fit_gpu_layers
+    from llama_skip.sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
+    from llama_skip.state import LlamaState
 
     __version__: str
 
-__all__ = ["DeviceMemory", "Llama", "ModelLoadError", "__version__"]
-
-_HOMES = {"DeviceMemory": "llama", "Llama": "llama", "ModelLoadError": "errors"}
+_HOMES = {
+    "DeviceMemory": "loaded",
+    "HiddenStates": "loaded",
+    "Llama": "llama",
+    "LlamaGrammar": "grammar",
+    "LlamaState": "state",
+    "LogitsProcessorList": "sampling",
+    "MinTokensLogitsProcessor": "sampling",
+    "ModelLoadError": "errors",
+    "StoppingCriteriaList": "sampling",
+    "fit_gpu_layers": "memory",
+}
+__all__ = [
+    "DeviceMemory",
+    "HiddenStates",
+    "Llama",
+    "LlamaGrammar",
+    "LlamaState",
+    "LogitsProcessorList",
+    "MinTokensLogitsProcessor",
+    "ModelLoadError",
+    "StoppingCriteriaList",
+    "__version__",
+    "fit_gpu_layers",
+]
 
 
 def __getattr__(name: str) -> Any:

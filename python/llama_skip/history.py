@@ -1,6 +1,8 @@
 """What a context holds: the tokens of its one sequence, and the mask that each was decoded under."""
 
-from collections.abc import Callable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import TypeVar
@@ -9,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_skip import _core
+from llama_skip.state import LlamaState
 
 T = TypeVar("T")
+Choose = Callable[[_core.Context, Sequence[int]], int | None]
 
 
 def token_array(tokens: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -31,10 +35,14 @@ def token_array(tokens: Sequence[int]) -> npt.NDArray[np.int64]:
 class History:
     """A context, and the tokens in it. Methods wait for each other; `lock` makes several of them one step."""
 
-    def __init__(self, context: _core.Context) -> None:
+    def __init__(self, context: _core.Context, *, n_vocab: int, logits_all: bool) -> None:
         self.context = context
         self.tokens: list[int] = []
         self.lock = RLock()
+        # pages of it exist once they are written
+        self.scores = np.empty((context.n_ctx if logits_all else 0, n_vocab), dtype=np.float32)
+        self._logits_all = logits_all
+        self._has_logits = False
         self._masks: list[str] = []
         self._mask = ""
         self._n_changes = 0
@@ -56,11 +64,33 @@ class History:
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Append tokens; the context then has the logits of the last one."""
-        self._append(tokens, lambda array, pos: self.context.eval(array, pos, 0))
+        if self._logits_all:
+            self.logits(tokens, 0)
+        else:
+            self._append(tokens, lambda array, pos: self.context.eval(array, pos, 0))
 
     def logits(self, tokens: Sequence[int], first: int) -> npt.NDArray[np.float32]:
         """Append tokens and return the logits of those from `first` on, float32 [n - first, n_vocab]."""
-        return self._append(tokens, lambda array, pos: self.context.decode(array, pos, 0, first))
+        if not self._logits_all:
+            return self._append(tokens, lambda array, pos: self.context.decode(array, pos, 0, first))
+        rows = self._append(tokens, lambda array, pos: self.context.decode(array, pos, 0, 0))
+        n_tokens = len(self.tokens)
+        self.scores[n_tokens - len(rows) : n_tokens] = rows
+        return rows[first:]
+
+    def hidden_states(
+        self, tokens: Sequence[int]
+    ) -> tuple[list[int], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Hold exactly `tokens`; return the kept blocks, and what enters and leaves each of them."""
+        with self.lock:
+            self.truncate(0)
+            return self._append(tokens, lambda array, pos: self.context.hidden_states(array, pos, 0))
+
+    def embed(self, sequences: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """Return the embeddings of sequences that fit into one batch; the context is empty afterwards."""
+        with self._change():
+            self.truncate(0)
+            return self.context.embed([token_array(tokens) for tokens in sequences])
 
     def start(self, prompt: Sequence[int]) -> None:
         """Hold exactly `prompt`, with the logits of its last token; what it shares with the present is kept.
@@ -76,29 +106,72 @@ class History:
             self.truncate(n)
             self.eval(prompt[len(self.tokens) :])
 
-    def generate(self, prompt: Sequence[int], sampler: _core.Sampler) -> Iterator[int]:
-        """Yield tokens without end; each is evaluated when the next one is asked for.
+    def choose(self, choose: Choose) -> int | None:
+        """Return the token that `choose` takes by the last logits.
+
+        Raises:
+            RuntimeError: nothing was evaluated since the last change of the tokens.
+        """
+        with self.lock:
+            if not self._has_logits:
+                raise RuntimeError("there are no logits to sample from: evaluate a token first")
+            return choose(self.context, self.tokens)
+
+    def generate(self, prompt: Sequence[int], choose: Choose) -> Generator[int, Sequence[int] | None, None]:
+        """Yield tokens until `choose` returns None; each is evaluated when the next one is asked for.
+
+        Tokens that are sent are evaluated after the one that was yielded last.
 
         Raises:
             RuntimeError: the context is full, or something else was evaluated in between.
         """
         with self.lock:
-            self.start(prompt)
-            token = sampler.sample(self.context, -1)
+            if list(prompt) != self.tokens or not self._has_logits:
+                self.start(prompt)
+            token = self.choose(choose)
             n_changes = self._n_changes
-        while True:
-            yield token
+        while token is not None:
+            sent = yield token
             with self.lock:
                 if self._n_changes != n_changes:
                     raise RuntimeError("this stream cannot go on: its Llama did something else in between")
-                self.eval([token])
-                token = sampler.sample(self.context, -1)
+                self.eval([token, *(sent or [])])
+                token = self.choose(choose)
                 n_changes = self._n_changes
+
+    def save(self, seed: int) -> LlamaState:
+        """Return a copy of all that is held."""
+        with self.lock:
+            state = self.context.state()
+            return LlamaState(
+                input_ids=np.array(self.tokens, dtype=np.intc),
+                scores=self.scores[: len(self.tokens)].copy(),
+                n_tokens=len(self.tokens),
+                llama_state=state,
+                llama_state_size=len(state),
+                seed=seed,
+                masks=tuple(self._masks),
+            )
+
+    def load(self, state: LlamaState) -> None:
+        """Hold what `state` holds; after an error the context is empty."""
+        with self._change():
+            self.truncate(0)
+            try:
+                self.context.set_state(state.llama_state)
+            except BaseException:
+                self.context.memory_clear()
+                raise
+            self.tokens = state.input_ids.tolist()
+            self._masks = list(state.masks)
+            if self._logits_all and len(state.scores) == state.n_tokens:
+                self.scores[: state.n_tokens] = state.scores
 
     @contextmanager
     def _change(self) -> Iterator[None]:
         with self.lock:
             self._n_changes += 1
+            self._has_logits = False
             yield
 
     def _append(self, tokens: Sequence[int], decode: Callable[[npt.NDArray[np.int64], int], T]) -> T:
@@ -112,6 +185,7 @@ class History:
                 raise
             self.tokens.extend(array.tolist())
             self._masks.extend([self._mask] * array.size)
+            self._has_logits = True
             return result
 
     def _agree(self) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from llama_skip import _core, completion, params, skipset
-from llama_skip.completion import Request, prompt_tokens, room
-from llama_skip.loaded import DEFAULT_SEED, DeviceMemory, LoadedModel
-from llama_skip.results import Completion, CompletionChunk
-from llama_skip.sampling import Sampling
-from llama_skip.text import stop_sequences
+from llama_skip import _core, chat, hub, params, skipset
+from llama_skip import embedding as embeddings
+from llama_skip.loaded import DEFAULT_SEED
+from llama_skip.replaced import CONSTRUCTION, DOWNLOAD, replaced
+from llama_skip.results import EmbeddingResponse
+from llama_skip.sampling import logits_to_logprobs
+from llama_skip.writing import WritingModel
 
-__all__ = ["DeviceMemory", "Llama"]
+Self = TypeVar("Self", bound="Llama")
 
 
-class Llama(LoadedModel):
+class Llama(WritingModel):
     """A GGUF model with chosen blocks left out, with llama-cpp-python's names, defaults and results.
 
     >>> llm = Llama("model.gguf", skip_layers="10-20", n_ctx=2048)
@@ -26,6 +27,9 @@ class Llama(LoadedModel):
     resumed after something else was evaluated raises RuntimeError.
     """
 
+    logits_to_logprobs = staticmethod(logits_to_logprobs)
+
+    @replaced(CONSTRUCTION)
     def __init__(
         self,
         model_path: str | os.PathLike[str],
@@ -43,6 +47,7 @@ class Llama(LoadedModel):
         use_mlock: bool = False,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         progress: Callable[[float], bool | None] | None = None,
+        dry_run: bool = False,
         seed: int = DEFAULT_SEED,
         n_ctx: int = 512,
         n_batch: int = 512,
@@ -59,14 +64,22 @@ class Llama(LoadedModel):
         yarn_beta_fast: float = 32.0,
         yarn_beta_slow: float = 1.0,
         yarn_orig_ctx: int = 0,
+        logits_all: bool = False,
+        embedding: bool = False,
+        hidden_states: bool = False,
         offload_kqv: bool = True,
         flash_attn: bool | None = False,
         op_offload: bool | None = None,
         swa_full: bool | None = None,
         no_perf: bool = False,
         last_n_tokens_size: int = 64,
+        lora_path: str | os.PathLike[str] | None = None,
+        lora_scale: float = 1.0,
+        chat_format: str | None = None,
+        chat_template: str | None = None,
         type_k: int | None = None,
         type_v: int | None = None,
+        log: Callable[[str, str], object] | None = None,
         verbose: bool = True,
     ) -> None:
         """Load a model.
@@ -86,27 +99,39 @@ class Llama(LoadedModel):
             use_mmap, use_mlock: map the file; keep it in memory.
             kv_overrides: metadata to use instead of the file's.
             progress: called with the loaded fraction, 0 to 1; a false result that is not None cancels.
+            dry_run: allocate nothing; memory() says what would be allocated, and nothing can be evaluated.
             seed: where completions without a seed of their own begin.
             n_ctx: tokens the context holds; 0: as many as the model was trained with.
             n_batch, n_ubatch: tokens given to llama.cpp, and computed, at once.
             n_threads, n_threads_batch: threads for single tokens (default: half of the processors) and
-            batches (all). rope_scaling_type, pooling_type, attention_type, rope_freq_base, rope_freq_scale,
-            yarn_ext_factor,
+                batches (all).
+            rope_scaling_type, pooling_type, attention_type, rope_freq_base, rope_freq_scale, yarn_ext_factor,
                 yarn_attn_factor, yarn_beta_fast, yarn_beta_slow, yarn_orig_ctx, offload_kqv, op_offload,
                 swa_full,
                 no_perf: as in llama_context_params.
+            logits_all: keep the logits of all tokens in `scores`.
+            embedding: let embed() and create_embedding() work.
+            hidden_states: let hidden_states() work.
             flash_attn: whether to use flash attention; None: where the devices support it.
             type_k, type_v: ggml types of the KV cache, as ints; None: F16.
             last_n_tokens_size: generated tokens that the penalties look back at.
+            lora_path, lora_scale: a LoRA adapter, and its factor; its tensors of blocks left out are ignored.
+            chat_format: the name of one of llama.cpp's own chat templates instead of the model's.
+            chat_template: a Jinja chat template instead of the model's.
+            log: called with level ("error", "warning", "info", "debug") and text of what llama.cpp logs, in
+                pieces of a line at times, from whichever thread; instead of stderr.
             verbose: show llama.cpp's log on stderr.
 
         Raises:
             ValueError: an argument that this model, or llama.cpp, does not allow; a bad set before anything
                 is loaded.
+            TypeError: an argument of the wrong type, or one of llama-cpp-python's without a counterpart; it
+                says what to use instead.
             FileNotFoundError: no such file.
-            llama_skip.ModelLoadError: llama.cpp cannot load the file.
+            llama_skip.ModelLoadError: llama.cpp cannot load the file or the adapter.
             RuntimeError: llama.cpp cannot create the context.
         """
+        self._format = chat.chat_format(chat_format, chat_template)
         mp = _core.ModelParams()
         mp.skip_layers = skipset.layers_text(skip_layers, "skip_layers")
         mp.skip_scale = skipset.scale_text(skip_scale, "skip_scale")
@@ -122,6 +147,8 @@ class Llama(LoadedModel):
             tensor_split=tensor_split,
             vocab_only=vocab_only,
             load_mode=params.load_mode(use_mmap, use_mlock),
+            no_alloc=dry_run,
+            log=log,
             verbose=verbose,
         )
         params.check_sizes(n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch)
@@ -151,146 +178,97 @@ class Llama(LoadedModel):
             no_perf=no_perf,
             type_k=type_k,
             type_v=type_v,
+            embeddings=embedding,
+            kv_unified=embedding or None,
+            hidden_states=hidden_states,
         )
+        self._is_embedding = embedding
         self.verbose = verbose
         self.last_n_tokens_size = last_n_tokens_size
-        super().__init__(os.fspath(model_path), mp, None if vocab_only else cp, seed=seed)
-
-    def generate(
-        self,
-        tokens: Sequence[int],
-        *,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        typical_p: float = 1.0,
-        temp: float = 0.80,
-        repeat_penalty: float = 1.0,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        mirostat_mode: int = 0,
-        mirostat_tau: float = 5.0,
-        mirostat_eta: float = 0.1,
-        grammar: str | None = None,
-    ) -> Iterator[int]:
-        """Yield tokens that follow `tokens`, without end and past the end of the text.
-
-        What `tokens` share with the tokens in the context is not evaluated again, unless under another mask.
-
-        Args:
-            tokens: the prompt.
-            top_k, top_p, min_p, typical_p, temp, repeat_penalty, frequency_penalty, presence_penalty,
-                mirostat_mode, mirostat_tau, mirostat_eta, grammar: as in create_completion().
-
-        Raises:
-            ValueError: as by create_completion().
-            RuntimeError: the context is full, or something else was evaluated between two tokens.
-        """
-        sampling = Sampling(
-            temperature=temp,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            typical_p=typical_p,
-            repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-            mirostat_mode=mirostat_mode,
-            mirostat_tau=mirostat_tau,
-            mirostat_eta=mirostat_eta,
-            grammar=grammar,
+        super().__init__(
+            os.fspath(model_path),
+            mp,
+            None if vocab_only else cp,
+            seed=seed,
+            logits_all=logits_all,
+            lora=None if lora_path is None else (os.fspath(lora_path), lora_scale),
         )
-        sampler = sampling.sampler(self._m, seed=self._seed, last_n_tokens_size=self.last_n_tokens_size)
-        return self._history.generate(prompt_tokens(self._m, tokens), sampler)
 
-    def create_completion(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int | None = 16,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        typical_p: float = 1.0,
-        echo: bool = False,
-        stop: str | Sequence[str] | None = None,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        repeat_penalty: float = 1.0,
-        top_k: int = 40,
-        stream: bool = False,
-        seed: int | None = None,
-        mirostat_mode: int = 0,
-        mirostat_tau: float = 5.0,
-        mirostat_eta: float = 0.1,
-        model: str | None = None,
-        grammar: str | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-    ) -> Completion | Iterator[CompletionChunk]:
-        """Continue a text.
+    def embed(
+        self, input: str | Sequence[str], *, normalize: bool = False, truncate: bool = True
+    ) -> list[float] | list[list[float]] | list[list[list[float]]]:
+        """Return the embedding of a text, or those of several; it needs `Llama(embedding=True)`.
 
-        What the prompt shares with the tokens in the context is not evaluated again, unless under another
-        mask.
+        The context is empty afterwards.
 
         Args:
-            prompt: a text, or tokens, which are taken as they are.
-            max_tokens: most tokens to generate; None or below 1: as many as the context holds.
-            temperature: of the distribution; 0 takes the most probable token, below 0 the filters do not
-                apply.
-            top_p, min_p, typical_p, top_k: filters of llama.cpp's sampler chain, in llama-cpp-python's order.
-            echo: begin the text with the prompt.
-            stop: texts at which to end, and which are not returned.
-            frequency_penalty, presence_penalty, repeat_penalty: on the last generated tokens.
-            stream: return an iterator over pieces of text, the last of which has the finish_reason.
-            seed: of the sampler; None: the next one of this object's own.
-            mirostat_mode: 0 for none, 1 or 2; with mirostat_tau, its target in nats, and mirostat_eta, its
-                rate.
-            model: the name in the result, by default the path.
-            grammar: GBNF that the text has to follow.
-            logit_bias: added to the logits of tokens.
+            input: one text or several.
+            normalize: divide by the Euclidean norm.
+            truncate: cut a text to n_batch tokens instead of raising.
 
         Returns:
-            OpenAI's `text_completion`, or an iterator over its chunks. finish_reason is "stop" at the end of
-            the text or at a stop text, else "length".
+            [n_embd] a text, or without pooling (see pooling_type()) [n_tokens][n_embd]; the scores of a
+            ranking model.
 
         Raises:
-            ValueError: an empty prompt, one that does not fit into the context, or a bad sampling option.
-            RuntimeError: evaluation failed, or, while streaming, something else was evaluated in between.
+            ValueError: a text without tokens, or with too many.
+            RuntimeError: the class was made without embedding=True, or evaluation failed.
         """
-        tokens = prompt_tokens(self._m, prompt)
-        n_max = room(len(tokens), max_tokens, self.n_ctx())
-        if seed is None:
-            # as there: runs repeat from one process to the next, calls within a process differ
-            seed = random.Random(self._seed).randint(0, 2**32)
-        self.set_seed(seed)
-        sampling = Sampling(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            typical_p=typical_p,
-            repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-            mirostat_mode=mirostat_mode,
-            mirostat_tau=mirostat_tau,
-            mirostat_eta=mirostat_eta,
-            grammar=grammar,
-            logit_bias=logit_bias,
-        )
-        request = Request(
-            model=self._m,
-            history=self._history,
-            sampler=sampling.sampler(self._m, seed=seed, last_n_tokens_size=self.last_n_tokens_size),
-            prompt=tokens,
-            n_max=n_max,
-            stop=stop_sequences(stop),
-            echo=self._echo(prompt) if echo else "",
-            name=model or self.model_path,
-        )
-        return completion.stream(request) if stream else completion.whole(request)
+        texts = [input] if isinstance(input, str) else list(input)
+        found, _ = self._embed(texts, normalize, truncate)
+        return found[0] if isinstance(input, str) else found
 
-    __call__ = create_completion
+    def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> EmbeddingResponse:
+        """Return OpenAI's list of the embeddings of one text or several; see embed().
 
-    def _echo(self, prompt: str | Sequence[int]) -> str:
-        return prompt if isinstance(prompt, str) else self.detokenize(prompt).decode("utf-8", "ignore")
+        Args:
+            input: one text or several.
+            model: the name in the result, by default the path.
+
+        Raises:
+            ValueError, RuntimeError: as by embed().
+        """
+        texts = [input] if isinstance(input, str) else list(input)
+        found, n_tokens = self._embed(texts, False, True)
+        return {
+            "object": "list",
+            "data": [{"object": "embedding", "embedding": e, "index": i} for i, e in enumerate(found)],
+            "model": model or self.model_path,
+            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+        }
+
+    @classmethod
+    @replaced(DOWNLOAD)
+    def from_pretrained(
+        cls: type[Self],
+        repo_id: str,
+        filename: str,
+        additional_files: Sequence[str] | None = None,
+        local_dir: str | os.PathLike[str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a model of the Hugging Face Hub; it needs the extra `hub`.
+
+        Args:
+            repo_id: the repository, "owner/name".
+            filename: the file's name in it, or a glob pattern that only it matches; the first file of a split
+                model.
+            additional_files: further files to download beside it, in the same form: the rest of a split
+                model.
+            local_dir: where to put the files instead of the cache.
+            cache_dir: the cache instead of huggingface_hub's own.
+            options: arguments of the class.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+            ValueError: no file or several match; and as by the class.
+        """
+        return cls(hub.download(repo_id, filename, additional_files, local_dir, cache_dir), **options)
+
+    def _embed(self, texts: list[str], normalize: bool, truncate: bool) -> tuple[list[Any], int]:
+        if not self._is_embedding:
+            raise RuntimeError("embeddings need Llama(..., embedding=True)")
+        sequences = [self.tokenize(text.encode()) for text in texts]
+        found, n_tokens = embeddings.embed(self._history, sequences, normalize=normalize, truncate=truncate)
+        return [values.tolist() for values in found], n_tokens

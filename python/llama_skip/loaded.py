@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from llama_skip import _core, params, skipset
 from llama_skip.history import History
+from llama_skip.state import LlamaState
 
 Self = TypeVar("Self", bound="LoadedModel")
 DEFAULT_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED
@@ -27,11 +29,32 @@ class DeviceMemory(NamedTuple):
     compute: float
 
 
+class HiddenStates(NamedTuple):
+    """The residual stream around blocks.
+
+    Attributes:
+        blocks: the kept blocks, in the file's numbering, [n_kept].
+        inputs: what enters each of them, float32 [n_kept, n_tokens, n_embd].
+        outputs: what leaves each of them, before the scale of a gap behind it; of the same shape.
+    """
+
+    blocks: list[int]
+    inputs: npt.NDArray[np.float32]
+    outputs: npt.NDArray[np.float32]
+
+
 class LoadedModel:
     """What `Llama` is built on: everything but the writing of text."""
 
     def __init__(
-        self, model_path: str, model: _core.ModelParams, context: _core.ContextParams | None, *, seed: int
+        self,
+        model_path: str,
+        model: _core.ModelParams,
+        context: _core.ContextParams | None,
+        *,
+        seed: int,
+        logits_all: bool = False,
+        lora: tuple[str, float] | None = None,
     ) -> None:
         self.model_path = model_path
         self._seed = seed
@@ -39,7 +62,10 @@ class LoadedModel:
         self._model: _core.Model | None = _core.Model(os.fsencode(model_path), model)
         if context is not None:
             params.fit_context(context, self._model.n_ctx_train)
-            self._held = History(_core.Context(self._model, context))
+            made = _core.Context(self._model, context)
+            if lora is not None:
+                made.set_lora(_core.Lora(self._model, os.fsencode(lora[0])), lora[1])
+            self._held = History(made, n_vocab=self._model.n_vocab, logits_all=logits_all)
 
     def close(self) -> None:
         """Free the model; everything else raises RuntimeError afterwards. Closing twice is fine."""
@@ -59,13 +85,18 @@ class LoadedModel:
     def _m(self) -> _core.Model:
         if self._model is None:
             raise RuntimeError("this Llama is closed")
+        self._model.check_process()
         return self._model
 
     @property
     def _history(self) -> History:
         if self._held is None:
             raise RuntimeError("this Llama has only a vocabulary" if self._model else "this Llama is closed")
+        self._m.check_process()
         return self._held
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a loaded Llama cannot be pickled or copied; save_state() gives a state that can")
 
     def n_layer(self) -> int:
         """Return the number of blocks in the file."""
@@ -105,6 +136,25 @@ class LoadedModel:
         """The file's metadata as text, without arrays."""
         return self._m.metadata
 
+    def pooling_type(self) -> int:
+        """Return how the embeddings of tokens become those of a text: an enum llama_pooling_type."""
+        return self._history.context.pooling_type
+
+    @property
+    def input_ids(self) -> npt.NDArray[np.intc]:
+        """A copy of the tokens in the context, [n_tokens]."""
+        return np.array(self._history.tokens, dtype=np.intc)
+
+    @property
+    def eval_tokens(self) -> deque[int]:
+        """A copy of the tokens in the context."""
+        return deque(self._history.tokens, maxlen=self.n_ctx())
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """The logits after each token in the context, [n_tokens, n_vocab]; without rows unless logits_all."""
+        return self._history.scores[: self.n_tokens]
+
     @property
     def n_tokens(self) -> int:
         """How many tokens the context holds at present."""
@@ -143,7 +193,10 @@ class LoadedModel:
         self._history.set_mask(text, skipset.scale_text(scale, "mask scale"))
 
     def memory(self) -> dict[str, DeviceMemory]:
-        """Return what model and context have allocated, by device name ("CPU" is the host), in MiB."""
+        """Return what model and context have allocated, by device name ("CPU" is the host), in MiB.
+
+        With `dry_run`: what they would have.
+        """
         breakdown = self._history.context.memory_breakdown()
         return {name: DeviceMemory(*(size / MIB for size in sizes)) for name, sizes in breakdown.items()}
 
@@ -212,3 +265,35 @@ class LoadedModel:
         with history.lock:
             history.truncate(0)
             return history.logits(tokens, first)
+
+    def hidden_states(self, tokens: Sequence[int]) -> HiddenStates:
+        """Return the residual stream around each kept block, for tokens evaluated in an empty context.
+
+        It needs `Llama(hidden_states=True)`, and an architecture whose graph names the stream as most do.
+
+        Args:
+            tokens: the tokens, which the context holds afterwards.
+
+        Raises:
+            ValueError: as by eval().
+            RuntimeError: as by eval(), or an architecture that names or shapes the stream in another way.
+        """
+        return HiddenStates(*self._history.hidden_states(tokens))
+
+    def save_state(self) -> LlamaState:
+        """Return what the context holds; load_state() brings it back, in this object or a like one.
+
+        Raises:
+            RuntimeError: a mask was taken off that some of the tokens were decoded under.
+        """
+        return self._history.save(self._seed)
+
+    def load_state(self, state: LlamaState) -> None:
+        """Hold what save_state() returned; a token has to be evaluated before sample().
+
+        Raises:
+            RuntimeError: the state is of another model, skip set, mask or scale, or too long. The context is
+                empty then.
+        """
+        self._history.load(state)
+        self._seed = state.seed

@@ -99,3 +99,5 @@ def fit_context(context: _core.ContextParams, n_ctx_train: int) -> None:
     context.n_ctx = context.n_ctx or n_ctx_train
     context.n_batch = min(context.n_ctx, context.n_batch)
     context.n_ubatch = min(context.n_batch, context.n_ubatch)
+    if context.embeddings:
+        context.n_seq_max = min(context.n_batch, _core.max_sequences())

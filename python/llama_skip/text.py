@@ -1,9 +1,20 @@
 """From generated tokens to text: whole characters only, and nothing of a stop sequence."""
 
+from __future__ import annotations
+
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from llama_skip.results import FinishReason
+
+
+class Piece(NamedTuple):
+    """Text that is certain, how many tokens there were when it became so, and at the end why it ended."""
+
+    text: str
+    n_tokens: int
+    finish_reason: FinishReason | None
 
 
 def stop_sequences(stop: str | Sequence[str] | None) -> list[bytes]:
@@ -18,8 +29,8 @@ def pieces(
     is_end: Callable[[int], bool],
     to_bytes: Callable[[int], bytes],
     stop: Sequence[bytes],
-) -> Iterator[tuple[str, FinishReason | None]]:
-    """Yield the text of `tokens` as it becomes certain, and last ("", why it ended).
+) -> Iterator[Piece]:
+    """Yield the text of `tokens` as it becomes certain, and last a piece without text that says why it ended.
 
     Bytes are held back while they may be the beginning of a stop sequence, or are part of a character; bytes
     that are no UTF-8 are dropped, as in llama-cpp-python.
@@ -32,11 +43,13 @@ def pieces(
     """
     decoder = getincrementaldecoder("utf-8")("ignore")
     held = b""
+    n_tokens = 0
     reason: FinishReason = "length"
     for token in tokens:
         if is_end(token):
             reason = "stop"
             break
+        n_tokens += 1
         held += to_bytes(token)
         ends = [at for s in stop if (at := held.find(s)) >= 0]
         if ends:
@@ -47,10 +60,10 @@ def pieces(
         text = decoder.decode(held[:certain])
         held = held[certain:]
         if text:
-            yield text, None
+            yield Piece(text, n_tokens, None)
     if text := decoder.decode(held, final=True):
-        yield text, None
-    yield "", reason
+        yield Piece(text, n_tokens, None)
+    yield Piece("", n_tokens, reason)
 
 
 def _overlap(held: bytes, stop: Sequence[bytes]) -> int:

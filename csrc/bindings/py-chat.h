@@ -1,0 +1,14 @@
+#pragma once
+
+#include "py-model.h"
+
+#include "chat.h"
+
+// A prompt made of messages, and what is needed to constrain and to read the answer.
+struct py_chat_prompt {
+    common_chat_params      params;
+    common_reasoning_format reasoning_format = COMMON_REASONING_FORMAT_NONE;
+
+    bool is_continuation  = false;
+    bool parse_tool_calls = false;
+};

@@ -1,0 +1,39 @@
+"""What fits, from dry runs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from llama_skip.llama import Llama
+
+
+def fit_gpu_layers(model_path: str | os.PathLike[str], limit: float, **options: Any) -> int:
+    """Return the largest n_gpu_layers with which no device holds more than `limit`, from dry runs.
+
+    Args:
+        model_path: the GGUF file.
+        limit: MiB on one device: weights, KV cache and compute buffers together. The host has no limit.
+        options: arguments of `Llama`, such as n_ctx, skip_layers, devices or rpc_servers.
+
+    Returns:
+        0 to the number of kept blocks + 1; 0 where nothing fits, or where there is no device.
+
+    Raises:
+        ValueError, FileNotFoundError, llama_skip.ModelLoadError: as by `Llama`.
+    """
+
+    def fits(n_gpu_layers: int) -> bool:
+        with Llama(model_path, **{**options, "n_gpu_layers": n_gpu_layers, "dry_run": True}) as llm:
+            return all(sum(m) <= limit for name, m in llm.memory().items() if name != "CPU")
+
+    with Llama(model_path, **{**options, "n_gpu_layers": 0, "dry_run": True}) as llm:
+        most = llm.n_layer() - len(llm.skip_layers) + 1
+    low, high = 0, most  # fits(low) holds, where it ever does
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
