@@ -1,5 +1,6 @@
 #include "llama-skip.h"
 
+#include "skip-cvec.h"
 #include "skip-load.h"
 #include "skip-make.h"
 #include "skip-spec.h"
@@ -61,7 +62,8 @@ struct quiet_log {
 // what `spec` leaves out of a file, read as far as its hyperparameters; nothing when these cannot be read
 struct checked_file {
     llama_skip skip;
-    int32_t    n_layer = 0;
+
+    std::unique_ptr<llama_model> model; // hyperparameters only
 };
 
 static checked_file check(const char * path_model, const llama_skip_spec & spec, const llama_skip_names & names) {
@@ -91,11 +93,11 @@ static checked_file check(const char * path_model, const llama_skip_spec & spec,
     } catch (const std::exception &) {
         return res;
     }
-    res.skip    = llama_skip_make(model->hparams, model->arch, spec, names);
-    res.n_layer = model->hparams.n_layer();
+    res.skip = llama_skip_make(model->hparams, model->arch, spec, names);
 
     ml->skip.init(*ml, res.skip);
     res.skip.n_bytes = ml->skip.n_bytes;
+    res.model        = std::move(model);
     return res;
 }
 
@@ -139,12 +141,18 @@ const char * llama_skip_describe(const char * path_model, const llama_model_kv_o
     try {
         const checked_file file = check(path_model, llama_skip_read_overrides(overrides), {});
         if (file.skip.any()) {
-            last_text = llama_skip_summary(file.skip, file.n_layer);
+            last_text = llama_skip_summary(file.skip, file.model->hparams.n_layer());
         }
     } catch (const std::exception & err) {
         last_error = err.what();
     }
     return last_text.c_str();
+}
+
+std::string llama_skip_cvec_refusal(
+    const char * path_model, const llama_model_kv_override * overrides, int32_t il_start, int32_t il_end) {
+    const checked_file file = check(path_model, llama_skip_read_overrides(overrides), {});
+    return file.model ? llama_skip_cvec_refusal(*file.model, file.skip, llama_skip_cvec_layers(il_start, il_end)) : "";
 }
 
 bool llama_model_is_skipped(const llama_model * model, int32_t il) {

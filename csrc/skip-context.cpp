@@ -1,5 +1,6 @@
 // The run-time mask of a context, and what saved states say about it.
 
+#include "skip-cvec.h"
 #include "skip-graph.h"
 #include "skip-make.h"
 #include "skip-spec.h"
@@ -12,22 +13,45 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 static constexpr uint32_t state_magic = 0x70696b73; // "skip"
 
 // What a saved state has to agree with, empty when nothing is left out: upstream's states then stay as they are.
 static std::string state_tag(const llama_skip & loaded, const llama_skip & skip) {
-    if (!skip.any()) {
-        return "";
+    std::string tag;
+    for (const auto & [name, value] : {
+             std::make_pair("skip", llama_skip_layers_str(loaded.out)),
+             std::make_pair("mask", llama_skip_layers_str(skip.out & ~loaded.out)),
+             std::make_pair("scale", llama_skip_scale_str(skip)),
+         }) {
+        if (!value.empty()) {
+            tag += format("%s%s %s", tag.empty() ? "" : ", ", name, value.c_str());
+        }
     }
-    return format("skip %s; mask %s; scale %s", llama_skip_layers_str(loaded.out).c_str(),
-        llama_skip_layers_str(skip.out & ~loaded.out).c_str(), llama_skip_scale_str(skip).c_str());
+    return tag;
+}
+
+bool llama_context::skip_can_cvec(int32_t il_start, int32_t il_end) const {
+    const std::string reason = llama_skip_cvec_refusal(model, cparams.skip, llama_skip_cvec_layers(il_start, il_end));
+    if (!reason.empty()) {
+        LLAMA_LOG_ERROR("skip: %s\n", reason.c_str());
+    }
+    return reason.empty();
 }
 
 void llama_context::skip_set(const llama_skip & skip) {
     if (skip == cparams.skip) {
         return;
+    }
+    llama_skip_mask directions;
+    for (int32_t il = 0; il < (int32_t) model.hparams.n_layer(); ++il) {
+        directions.set(il, cvec->tensor_for(il) != nullptr);
+    }
+    const std::string reason = llama_skip_cvec_refusal(model, skip, directions);
+    if (!reason.empty()) {
+        throw std::invalid_argument("mask: " + reason);
     }
     synchronize();
 
@@ -79,7 +103,10 @@ void llama_context::skip_decoded(const llama_ubatch & ubatch) {
 }
 
 void llama_context::skip_state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
-    const llama_skip_mask missing = memory ? memory->skip.masked(seq_id) & ~cparams.skip.out : llama_skip_mask();
+    if (!memory) {
+        return; // such a state is empty
+    }
+    const llama_skip_mask missing = memory->skip.masked(seq_id) & ~cparams.skip.out;
     if (missing.any()) {
         throw std::runtime_error(format("tokens that were decoded while blocks %s were masked cannot be saved: remove "
                                         "them or mask the blocks again",
@@ -92,23 +119,63 @@ void llama_context::skip_state_write(llama_io_write_i & io, llama_seq_id seq_id)
     }
 }
 
-void llama_context::skip_state_read(llama_io_read_i & io) const {
+[[noreturn]] static void refuse_state(const std::string & saved, const std::string & tag) {
+    const auto what = [](const std::string & t) {
+        return t.empty() ? "no block left out" : "'" + t + "'";
+    };
+    throw std::runtime_error(
+        format("the state was saved with %s, this context has %s", what(saved).c_str(), what(tag).c_str()));
+}
+
+namespace {
+
+// Passes on what a memory reads. A context that leaves nothing out has no mark to read first: it tells one by the first
+// word, which in upstream's states is a small count.
+class state_reader : public llama_io_read_i {
+public:
+    state_reader(llama_io_read_i & io, bool plain) : io(io), may_be_mark(plain) {}
+
+    void read(void * dst, size_t size) override {
+        io.read(dst, size);
+        if (may_be_mark && size == sizeof(state_magic) && memcmp(dst, &state_magic, size) == 0) {
+            std::string saved;
+            io.read_string(saved);
+            refuse_state(saved, "");
+        }
+        may_be_mark = false;
+    }
+
+    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
+        io.read_tensor(tensor, offset, size);
+    }
+
+    void discard() override { io.discard(); }
+
+    size_t n_bytes() override { return io.n_bytes(); }
+
+private:
+    llama_io_read_i & io;
+
+    bool may_be_mark;
+};
+
+} // namespace
+
+std::unique_ptr<llama_io_read_i> llama_context::skip_state_reader(llama_io_read_i & io) const {
     const std::string tag = state_tag(model.hparams.skip, cparams.skip);
-    if (tag.empty()) {
-        return; // a state with a tag does not parse as upstream's
+    if (!tag.empty()) {
+        uint32_t magic = 0;
+        io.read(&magic, sizeof(magic));
+
+        std::string saved;
+        if (magic == state_magic) {
+            io.read_string(saved);
+        }
+        if (saved != tag) {
+            refuse_state(saved, tag);
+        }
     }
-    uint32_t magic = 0;
-    io.read(&magic, sizeof(magic));
-    if (magic != state_magic) {
-        throw std::runtime_error(
-            format("the state was saved with no block left out, this context has '%s'", tag.c_str()));
-    }
-    std::string saved;
-    io.read_string(saved);
-    if (saved != tag) {
-        throw std::runtime_error(
-            format("the state was saved with '%s', this context has '%s'", saved.c_str(), tag.c_str()));
-    }
+    return std::make_unique<state_reader>(io, tag.empty());
 }
 
 void llama_context::skip_state_restored(llama_seq_id seq_id) {

@@ -93,17 +93,21 @@ def rewritten_copy(
     copy: Path,
     change: Callable[[str, np.ndarray], dict[str, np.ndarray]],
     metadata: dict[str, int] | None = None,
+    arch: str | None = None,
 ) -> Path:
     """Write a GGUF anew: `change` returns what stands in place of a tensor, by name; metadata is added.
 
-    Bytes keep the tensor's quantised type, float32 arrays are float32 tensors.
+    Bytes keep the tensor's quantised type, float32 arrays are float32 tensors. With `arch` the file and its
+    keys are of that architecture.
     """
     reader = GGUFReader(path)
-    writer = GGUFWriter(copy, str(reader.fields["general.architecture"].contents()))
+    old = str(reader.fields["general.architecture"].contents())
+    writer = GGUFWriter(copy, arch or old)
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
             item_type = field.types[1] if len(field.types) > 1 else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=item_type)
+            name = re.sub(rf"^{re.escape(old)}\.", f"{arch or old}.", field.name)
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=item_type)
     for key, value in (metadata or {}).items():
         writer.add_uint32(key, value)
     for t in reader.tensors:
@@ -178,10 +182,12 @@ def logits(
     return np.concatenate(parts)
 
 
-def greedy(lib: Library, path: Path, prompt: str, n: int, overrides: Override) -> list[int]:
+def greedy(
+    lib: Library, path: Path, prompt: str, n: int, overrides: Override, flash: str = "off"
+) -> list[int]:
     """The n tokens that follow a text when the most probable one is taken each time."""
     model = lib.model(path, overrides)
-    ctx = model.context()
+    ctx = model.context(flash=flash)
     found = [int(ctx.decode(model.tokenize(prompt))[-1].argmax())]
     while len(found) < n:
         found.append(int(ctx.decode(found[-1:])[-1].argmax()))

@@ -1,5 +1,6 @@
 #include "skip-args.h"
 
+#include "skip-cvec.h"
 #include "skip-overrides.h"
 
 #include "arg.h"
@@ -10,6 +11,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <list>
 #include <map>
 #include <regex>
@@ -19,10 +21,11 @@
 static const char * const spec_help =
     "SPEC: none or ITEM[,ITEM...], ITEM: N | N-M (inclusive) | N-M+STEP, blocks are numbered as in the file";
 
-// an empty value would otherwise look like a flag that was not given
+// An empty value would otherwise look like a flag that was not given. Exits: to what a flag throws upstream adds its usage.
 static const std::string & not_empty(const char * flag, const std::string & value) {
     if (value.empty()) {
-        throw std::invalid_argument(string_format("%s: the value is empty", flag));
+        fprintf(stderr, "error: %s: the value is empty\n", flag);
+        exit(1);
     }
     return value;
 }
@@ -93,6 +96,19 @@ static void check_overrides(const std::string & path, std::vector<llama_model_kv
     }
 }
 
+// upstream's tools go on without a control vector that a context refuses
+static void check_cvec(const common_params & params, const llama_model_kv_override * overrides) {
+    if (params.control_vectors.empty()) {
+        return;
+    }
+    const int32_t     last   = params.control_vector_layer_end;
+    const std::string reason = llama_skip_cvec_refusal(params.model.path.c_str(), overrides,
+        params.control_vector_layer_start, last > 0 ? last : std::numeric_limits<int32_t>::max());
+    if (!reason.empty()) {
+        throw std::invalid_argument(string_format("error: %s", reason.c_str()));
+    }
+}
+
 //
 // -ncmoe, -ncffn
 //
@@ -148,6 +164,7 @@ void common_skip_finish(common_params & params) {
         overrides.emplace_back();
         overrides.back().key[0] = 0;
         place_patterns(params.tensor_buft_overrides, overrides.data());
+        check_cvec(params, overrides.data());
     }
     if (!draft.skip_layers.empty()) {
         check_path(draft.mparams.path, draft.skip_layers, "", "--skip-layers-draft", "");
