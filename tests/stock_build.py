@@ -18,6 +18,7 @@ TARGETS = [
     "llama-perplexity",
     "llama-completion",
     "llama-bench",
+    "llama-imatrix",
     "ggml-rpc-server",
     "test-llama-archs",
 ]
