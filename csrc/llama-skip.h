@@ -1,7 +1,7 @@
 #pragma once
 
 // Blocks left out: additions to llama.h. What to leave out at load travels in llama_model_params.kv_overrides
-// ("skip.layers", "skip.scale"), so no public struct of llama.h changes.
+// ("skip.layers", "skip.scale", "skip.untested"), so no public struct of llama.h changes.
 
 #include "llama.h"
 
@@ -24,6 +24,10 @@ LLAMA_API bool llama_skip_check(const char * path_model, const char * layers, co
 
 // The same for overrides.
 LLAMA_API bool llama_skip_check_overrides(const char * path_model, const struct llama_model_kv_override * overrides);
+
+// The same, with the names of the flags that the overrides stand for.
+LLAMA_API bool llama_skip_check_flags(const char * path_model, const struct llama_model_kv_override * overrides,
+    const char * name_layers, const char * name_scale);
 
 // The line that loading a file with these overrides would log, empty when nothing is left out; valid as those below.
 LLAMA_API const char * llama_skip_describe(const char * path_model, const struct llama_model_kv_override * overrides);

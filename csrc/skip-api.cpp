@@ -84,8 +84,8 @@ static checked_file check(const char * path_model, const llama_skip_spec & spec,
 
         model.reset(llama_model_create(*ml, params));
         auto * base = dynamic_cast<llama_model_base *>(model.get());
-        if (base == nullptr) {
-            return res;
+        if (base == nullptr || model->arch == LLM_ARCH_CLIP) {
+            return res; // a projector has no hyperparameters to read, and loading it gives the reason
         }
         model->hparams.vocab_only = false;
         model->hparams.no_alloc   = true;
@@ -93,6 +93,7 @@ static checked_file check(const char * path_model, const llama_skip_spec & spec,
     } catch (const std::exception &) {
         return res;
     }
+    llama_skip_read_model(*ml, *model);
     res.skip = llama_skip_make(model->hparams, model->arch, spec, names);
 
     ml->skip.init(*ml, res.skip);
@@ -104,7 +105,7 @@ static checked_file check(const char * path_model, const llama_skip_spec & spec,
 bool llama_skip_check(const char * path_model, const char * layers, const char * scale, const char * name_layers,
     const char * name_scale) {
     try {
-        const llama_skip_spec  spec  = { layers ? layers : "", scale ? scale : "" };
+        const llama_skip_spec  spec  = { layers ? layers : "", scale ? scale : "", /*untested*/ false };
         const llama_skip_names names = { name_layers, name_scale };
 
         // the grammar first: it needs no file
@@ -123,12 +124,17 @@ bool llama_skip_check(const char * path_model, const char * layers, const char *
 }
 
 bool llama_skip_check_overrides(const char * path_model, const llama_model_kv_override * overrides) {
+    return llama_skip_check_flags(path_model, overrides, LLAMA_SKIP_KEY_LAYERS, LLAMA_SKIP_KEY_SCALE);
+}
+
+bool llama_skip_check_flags(const char * path_model, const llama_model_kv_override * overrides,
+    const char * name_layers, const char * name_scale) {
     try {
         const llama_skip_spec spec = llama_skip_read_overrides(overrides);
         if (spec.layers.empty() && spec.scale.empty()) {
             return true;
         }
-        check(path_model, spec, {});
+        check(path_model, spec, { name_layers, name_scale });
         return true;
     } catch (const std::exception & err) {
         last_error = err.what();
@@ -168,7 +174,7 @@ uint64_t llama_model_skipped_size(const llama_model * model) {
 }
 
 const char * llama_model_skip_layers(const llama_model * model) {
-    last_text = llama_skip_layers_str(model->hparams.skip.out);
+    last_text = llama_skip_layers_str(model->hparams.skip.file_blocks(model->hparams.n_layer()));
     return last_text.c_str();
 }
 
@@ -205,14 +211,15 @@ bool llama_skip_set_mask(llama_context * ctx, const char * layers, const char * 
         const llama_model & model  = ctx->get_model();
         const llama_skip &  loaded = model.hparams.skip;
 
-        llama_skip skip;
-        skip.out = loaded.out;
+        llama_skip    skip    = loaded.model_only();
+        const int32_t n_layer = model.hparams.n_layer() / skip.n_loop; // the file's
+        skip.out              = loaded.file_blocks(model.hparams.n_layer());
         if (layers != nullptr) {
-            const int32_t n_layer = model.hparams.n_layer();
             skip.out |= llama_skip_resolve_layers("mask", llama_skip_parse_layers("mask", layers), n_layer);
             if ((int32_t) skip.out.count() == n_layer) {
                 throw std::invalid_argument("mask: every block is left out, blocks " +
-                                            llama_skip_layers_str(loaded.out) + " already when the model was loaded");
+                                            llama_skip_layers_str(loaded.file_blocks(model.hparams.n_layer())) +
+                                            " already when the model was loaded");
             }
         }
         // a load-time scale belongs to exactly the gap it was given for
@@ -227,9 +234,7 @@ bool llama_skip_set_mask(llama_context * ctx, const char * layers, const char * 
         llama_skip_spec spec;
         spec.layers = skip.any() ? llama_skip_layers_str(skip.out) : "";
         spec.scale  = llama_skip_scale_str(skip);
-        llama_skip_make(model.hparams, model.arch, spec, { "mask", "mask scale" });
-
-        ctx->skip_set(skip);
+        ctx->skip_set(llama_skip_make(model.hparams, model.arch, spec, { "mask", "mask scale" }));
         return true;
     } catch (const std::exception & err) {
         last_error = err.what();

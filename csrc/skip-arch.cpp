@@ -1,39 +1,113 @@
 #include "skip-arch.h"
 
+#include "skip-spec.h"
+
+#include "llama-hparams.h"
+#include "llama-impl.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "skip-arch-tested.h"
+
+bool llama_skip_arch_tested(llm_arch arch) {
+    const char * name = llm_arch_name(arch);
+    return std::any_of(std::begin(tested_archs), std::end(tested_archs),
+        [name](const char * tested) { return strcmp(tested, name) == 0; });
+}
+
 const char * llama_skip_arch_refusal(llm_arch arch) {
     switch (arch) {
         case LLM_ARCH_T5:
-        case LLM_ARCH_T5ENCODER:
             return "encoder and decoder number their blocks separately";
-        case LLM_ARCH_DEEPSEEK4:
-        case LLM_ARCH_HY_V4:
-        case LLM_ARCH_GLM5_NEXT:
-        case LLM_ARCH_QWEN4EXP:
-            return "its hyper-connections carry several residual streams through every block";
-        case LLM_ARCH_KIMI_K3:
-            return "later blocks attend to the output of earlier ones";
-        case LLM_ARCH_GEMMA3N:
-        case LLM_ARCH_GEMMA4:
-        case LLM_ARCH_GEMMA4_ASSISTANT:
-            return "its later blocks read the KV cache of earlier ones";
         case LLM_ARCH_HRM_TEXT:
-        case LLM_ARCH_NANBEIGE:
-            return "its blocks run more than once";
-        case LLM_ARCH_RWKV6:
-        case LLM_ARCH_RWKV6QWEN2:
-            return "it rescales the residual stream at fixed blocks";
-        case LLM_ARCH_MINIMAX_01:
-            return "its residual stream is scaled inside every block";
-        case LLM_ARCH_TALKIE:
-            return "every block adds the embeddings to the residual stream again";
+            return "its stacks run in cycles whose loops do not go by the number of blocks";
+        case LLM_ARCH_GEMMA4_ASSISTANT:
         case LLM_ARCH_EAGLE3:
-        case LLM_ARCH_DFLASH:
-            return "it is a draft head whose blocks belong to fixed blocks of its target";
+            return "it is a draft head without blocks of its own to spare";
         case LLM_ARCH_WAVTOKENIZER_DEC:
-        case LLM_ARCH_CLIP:
             return "it is not a language model";
         default:
             return nullptr;
+    }
+}
+
+// Gemma 3n and 4: the last block with a cache of each kind also serves those behind it that have none.
+static std::string refusal_shared_cache(const llama_hparams & hparams, const llama_skip_mask & out) {
+    const int32_t from = hparams.n_layer_kv_from_start;
+    for (int32_t il = from; from >= 0 && il < (int32_t) hparams.n_layer(); ++il) {
+        const int32_t owner = from - (hparams.is_swa(il) ? 2 : 1);
+        if (!out[il] && out[owner]) {
+            return format("block %d reads the KV cache of block %d", il, owner);
+        }
+    }
+    return "";
+}
+
+// GLM-5.2, GLM-5-Next, HunYuan V4: an attention block without an indexer attends to what the last indexer before it chose.
+static std::string refusal_shared_indexer(const llama_hparams & hparams, llm_arch arch, const llama_skip_mask & out) {
+    int32_t owner = -1;
+    for (int32_t il = 0; il < (int32_t) hparams.n_layer(); ++il) {
+        if (arch == LLM_ARCH_GLM5_NEXT && hparams.is_recr(il)) {
+            continue;
+        }
+        if (hparams.is_indexer_full(il)) {
+            owner = il;
+        } else if (owner >= 0 && !out[il] && out[owner]) {
+            return format("block %d attends to the tokens that the indexer of block %d chooses", il, owner);
+        }
+    }
+    return "";
+}
+
+// The stream is restarted at these blocks, and later ones attend to what it was.
+static std::string refusal_checkpoint(const llama_hparams & hparams, const llama_skip_mask & out) {
+    const int32_t size = hparams.attn_res_block_size;
+    for (int32_t il = 0; size > 0 && il < (int32_t) hparams.n_layer(); il += size) {
+        if (out[il]) {
+            return format("later blocks attend to the residual stream that block %d keeps", il);
+        }
+    }
+    return "";
+}
+
+std::string llama_skip_block_refusal(const llama_hparams & hparams, llm_arch arch, const llama_skip & skip) {
+    const llama_skip_mask & out = skip.out;
+    switch (arch) {
+        case LLM_ARCH_GEMMA3N:
+        case LLM_ARCH_GEMMA4:
+            return refusal_shared_cache(hparams, out);
+        case LLM_ARCH_GLM_DSA:
+        case LLM_ARCH_GLM5_NEXT:
+            return refusal_shared_indexer(hparams, arch, out);
+        case LLM_ARCH_HY_V4:
+            return hparams.indexer_top_k > 0 ? refusal_shared_indexer(hparams, arch, out) : "";
+        case LLM_ARCH_KIMI_K3:
+            return refusal_checkpoint(hparams, out);
+        case LLM_ARCH_RWKV7:
+        case LLM_ARCH_ARWKV7:
+            return out[0] ? "later blocks mix the values of block 0 into their own" : "";
+        case LLM_ARCH_T5ENCODER:
+            return out[0] ? "later blocks use the relative position bias of block 0" : "";
+        case LLM_ARCH_NANBEIGE:
+            return skip.loop_norm && out[hparams.n_layer() / skip.n_loop - 1]
+                       ? "the norm between the loops comes with the last block"
+                       : "";
+        default:
+            return "";
+    }
+}
+
+bool llama_skip_injects(const llama_hparams & hparams, llm_arch arch, int32_t il) {
+    switch (arch) {
+        case LLM_ARCH_QWEN3VL:
+        case LLM_ARCH_QWEN3VLMOE:
+            return il < (int32_t) hparams.n_deepstack_layers;
+        case LLM_ARCH_GRANITE:
+        case LLM_ARCH_GRANITE_SWA:
+            return il > 0 && hparams.deepstack_mapping_arr[il] >= 0;
+        default:
+            return false;
     }
 }
 

@@ -22,7 +22,9 @@
 
 bool llama_skip_tensor(const llama_skip & skip, const std::string & name) {
     int il = -1;
-    return sscanf(name.c_str(), "blk.%d.", &il) == 1 && il >= 0 && il < LLAMA_SKIP_MAX_LAYERS && skip.out[il];
+    // the blocks of an encoder without a decoder are called enc.blk
+    const bool is_block = sscanf(name.c_str(), "blk.%d.", &il) == 1 || sscanf(name.c_str(), "enc.blk.%d.", &il) == 1;
+    return is_block && il >= 0 && il < LLAMA_SKIP_MAX_LAYERS && skip.out[il];
 }
 
 size_t llama_skip_buffer_size(const llama_skip & skip, const ggml_context * ctx,
@@ -45,6 +47,8 @@ size_t llama_skip_buffer_size(const llama_skip & skip, const ggml_context * ctx,
 }
 
 void llama_skip_load(llama_model_loader & ml, llama_model & model) {
+    llama_skip_read_model(ml, model);
+
     std::vector<llama_model_kv_override> overrides;
     for (const auto & [_, o] : ml.kv_overrides) {
         overrides.push_back(o);
@@ -76,12 +80,12 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
 }
 
 std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer) {
-    const std::string layers = llama_skip_layers_str(skip.out);
+    const std::string layers = llama_skip_layers_str(skip.file_blocks(n_layer));
     const std::string scale  = llama_skip_scale_str(skip);
     return format("skip: blocks %s left out%s%s, %d of %d kept, %.2f MiB not loaded; what it costs: "
                   "llama-skip demo --model FILE --skip-layers %s",
-        layers.c_str(), scale.empty() ? "" : ", scale ", scale.c_str(), skip.n_kept(0, n_layer), n_layer,
-        skip.n_bytes / 1024.0 / 1024.0, layers.c_str());
+        layers.c_str(), scale.empty() ? "" : ", scale ", scale.c_str(), skip.n_kept(0, n_layer / skip.n_loop),
+        n_layer / skip.n_loop, skip.n_bytes / 1024.0 / 1024.0, layers.c_str());
 }
 
 //
@@ -106,6 +110,13 @@ void llama_skip_files::init(const llama_model_loader & ml, const llama_skip & sk
             n_tensors += 1;
         }
     }
+    const ggml_init_params params = { n_tensors * ggml_tensor_overhead(), nullptr, /*no_alloc*/ true };
+    shapes.reset(ggml_init(params), ggml_free);
+    for (const auto & [name, w] : ml.weights_map) {
+        if (llama_skip_tensor(skip, name)) {
+            ggml_set_name(ggml_dup_tensor(shapes.get(), w.tensor), name.c_str());
+        }
+    }
     for (auto & [idx, entries] : files) {
         std::sort(entries.begin(), entries.end(), [](const entry & a, const entry & b) { return a.first < b.first; });
         bool open = false;
@@ -118,6 +129,10 @@ void llama_skip_files::init(const llama_model_loader & ml, const llama_skip & sk
             open = e.out;
         }
     }
+}
+
+ggml_tensor * llama_skip_files::shape_of(const std::string & name) const {
+    return shapes ? ggml_get_tensor(shapes.get(), name.c_str()) : nullptr;
 }
 
 llama_mmap::ranges llama_skip_files::lazy_ranges(uint32_t idx, const llama_mmap::ranges & lazy) const {

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -22,6 +23,9 @@ struct llama_model_loader;
 // Fills the model's hparams.skip from the loader's overrides and takes the tensors of those blocks out of the loader's
 // accounts. Throws std::invalid_argument before anything is read.
 void llama_skip_load(llama_model_loader & ml, llama_model & model);
+
+// What the model says about its blocks whatever is left out of it: hparams.skip's factors and loops.
+void llama_skip_read_model(llama_model_loader & ml, llama_model & model);
 
 // one line for the log: which blocks, how many are kept, what was not loaded
 std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer);
@@ -43,7 +47,14 @@ public:
     size_t n_elements = 0;
     int    n_tensors  = 0;
 
+    // The shapes of the tensors left out, without data; the model keeps them. They stand in its layers, so that building
+    // the graph of an architecture that needs one after all ends in an error (llama_skip_check_graph) and not in a crash.
+    std::shared_ptr<ggml_context> shapes;
+
     void init(const llama_model_loader & ml, const llama_skip & skip);
+
+    // null where the file has no such tensor
+    ggml_tensor * shape_of(const std::string & name) const;
 
     bool active(uint32_t idx) const { return left_out.count(idx) > 0; }
 

@@ -9,12 +9,48 @@
 
 static_assert(LLAMA_SKIP_MAX_LAYERS == LLAMA_MAX_LAYERS, "a mask has one bit for each layer");
 
+// what is left out goes in every loop of a looped model
+static llama_skip_mask every_loop(const llama_skip_mask & out, int32_t n_file, int32_t n_loop) {
+    llama_skip_mask res;
+    for (int32_t loop = 0; loop < n_loop; ++loop) {
+        res |= out << (loop * n_file);
+    }
+    return res;
+}
+
+static void check_scale(
+    const llama_skip & skip, llm_arch arch, const llama_skip_spec & spec, const llama_skip_names & names) {
+    const std::string name = llm_arch_name(arch);
+    if (skip.n_loop > 1 && !spec.scale.empty()) {
+        throw std::invalid_argument(names.scale + ": architecture '" + name + "' runs its blocks in " +
+                                    std::to_string(skip.n_loop) + " loops, its gaps cannot be scaled");
+    }
+    if (!skip.has_bypass(0) || llama_skip_arch_plain_embd(arch)) {
+        return;
+    }
+    if (skip.scale[0] != 1.0f) {
+        throw std::invalid_argument(names.scale + ": the gap at block 0 cannot be scaled in architecture '" + name +
+                                    "': its embeddings are changed before block 0");
+    }
+    throw std::invalid_argument(names.layers + ": blocks 0-" + std::to_string(skip.gap_end(0) - 1) +
+                                " of architecture '" + name +
+                                "' cannot all be left out: they scale the residual "
+                                "stream, and there is no place for that before the first kept block");
+}
+
 llama_skip llama_skip_make(
     const llama_hparams & hparams, llm_arch arch, const llama_skip_spec & spec, const llama_skip_names & names) {
-    llama_skip skip;
+    llama_skip skip = hparams.skip.model_only();
+    skip.untested |= spec.untested;
     if (!spec.layers.empty()) {
-        const auto ranges = llama_skip_parse_layers(names.layers, spec.layers);
-        skip.out          = llama_skip_resolve_layers(names.layers, ranges, hparams.n_layer());
+        const int32_t n_file = hparams.n_layer() / skip.n_loop;
+        const auto    ranges = llama_skip_parse_layers(names.layers, spec.layers);
+        const char *  reason = llama_skip_arch_refusal(arch);
+        if (!ranges.empty() && reason != nullptr) {
+            throw std::invalid_argument(
+                names.layers + ": blocks of architecture '" + llm_arch_name(arch) + "' cannot be left out: " + reason);
+        }
+        skip.out = every_loop(llama_skip_resolve_layers(names.layers, ranges, n_file), n_file, skip.n_loop);
     }
     if (!spec.scale.empty()) {
         llama_skip_resolve_scale(names.scale, llama_skip_parse_scale(names.scale, spec.scale), skip);
@@ -22,13 +58,17 @@ llama_skip llama_skip_make(
     if (!skip.any()) {
         return skip;
     }
-    if (const char * reason = llama_skip_arch_refusal(arch)) {
-        throw std::invalid_argument(
-            names.layers + ": blocks of architecture '" + llm_arch_name(arch) + "' cannot be left out: " + reason);
+    if (!skip.untested && !llama_skip_arch_tested(arch)) {
+        throw std::invalid_argument(names.layers + ": leaving out blocks of architecture '" + llm_arch_name(arch) +
+                                    "' has not been tested; to try, give --skip-untested (or the override " +
+                                    LLAMA_SKIP_KEY_UNTESTED "=bool:true)");
     }
-    if (skip.out[0] && skip.scale[0] != 1.0f && !llama_skip_arch_plain_embd(arch)) {
-        throw std::invalid_argument(names.scale + ": the gap at block 0 cannot be scaled in architecture '" +
-                                    llm_arch_name(arch) + "': its embeddings are changed before block 0");
+    const std::string reason = llama_skip_block_refusal(hparams, arch, skip);
+    if (!reason.empty()) {
+        throw std::invalid_argument(names.layers + ": blocks " +
+                                    llama_skip_layers_str(skip.file_blocks(hparams.n_layer())) + " of architecture '" +
+                                    llm_arch_name(arch) + "' cannot be left out: " + reason);
     }
+    check_scale(skip, arch, spec, names);
     return skip;
 }

@@ -26,10 +26,12 @@ static bool is_part_of(const std::string & name, const std::string & key) {
 }
 
 bool llama_skip_is_override(const std::string & key) {
-    return is_part_of(key, LLAMA_SKIP_KEY_LAYERS) || is_part_of(key, LLAMA_SKIP_KEY_SCALE);
+    return is_part_of(key, LLAMA_SKIP_KEY_LAYERS) || is_part_of(key, LLAMA_SKIP_KEY_SCALE) ||
+           key == LLAMA_SKIP_KEY_UNTESTED;
 }
 
 llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overrides) {
+    llama_skip_spec                    spec;
     std::map<std::string, std::string> values;
     for (const auto * o = overrides; o != nullptr && o->key[0] != '\0'; ++o) {
         const std::string key(o->key, strnlen(o->key, sizeof(o->key)));
@@ -37,8 +39,15 @@ llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overri
             continue;
         }
         if (!llama_skip_is_override(key)) {
-            throw std::invalid_argument(
-                key + ": unknown override, known are " LLAMA_SKIP_KEY_LAYERS " and " LLAMA_SKIP_KEY_SCALE);
+            throw std::invalid_argument(key + ": unknown override, known are " LLAMA_SKIP_KEY_LAYERS
+                                              ", " LLAMA_SKIP_KEY_SCALE " and " LLAMA_SKIP_KEY_UNTESTED);
+        }
+        if (key == LLAMA_SKIP_KEY_UNTESTED) {
+            if (o->tag != LLAMA_KV_OVERRIDE_TYPE_BOOL) {
+                throw std::invalid_argument(key + ": has to be a bool, as in " + key + "=bool:true");
+            }
+            spec.untested |= o->val_bool;
+            continue;
         }
         std::string value;
         if (o->tag == LLAMA_KV_OVERRIDE_TYPE_STR) {
@@ -68,7 +77,6 @@ llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overri
         }
     };
 
-    llama_skip_spec spec;
     spec.layers = take(LLAMA_SKIP_KEY_LAYERS);
     spec.scale  = take(LLAMA_SKIP_KEY_SCALE);
     if (!values.empty()) {

@@ -13,9 +13,12 @@
 #define LLAMA_SKIP_KEY_LAYERS "skip.layers"
 #define LLAMA_SKIP_KEY_SCALE  "skip.scale"
 
+#define LLAMA_SKIP_KEY_UNTESTED "skip.untested" // bool
+
 struct llama_skip_spec {
     std::string layers; // empty: not given
     std::string scale;
+    bool        untested = false;
 };
 
 // whether an override says what to leave out, and so never belongs into a file

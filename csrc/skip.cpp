@@ -3,6 +3,28 @@
 #include <algorithm>
 #include <limits>
 
+llama_skip llama_skip::model_only() const {
+    llama_skip res;
+    res.factor    = factor;
+    res.n_loop    = n_loop;
+    res.loop_norm = loop_norm;
+    res.untested  = untested;
+    return res;
+}
+
+bool llama_skip::has_bypass(int32_t il) const {
+    const auto changed = [](float a) {
+        return a != 1.0f;
+    };
+    return gap_begins(il) &&
+           (changed(scale[il]) || std::any_of(factor.begin() + il, factor.begin() + gap_end(il), changed));
+}
+
+llama_skip_mask llama_skip::file_blocks(int32_t n_layer) const {
+    const int32_t n_other = LLAMA_SKIP_MAX_LAYERS - n_layer / n_loop;
+    return out << n_other >> n_other;
+}
+
 int32_t llama_skip::n_kept(int32_t first, int32_t last) const {
     int32_t n = 0;
     for (int32_t il = first; il < last; ++il) {

@@ -19,11 +19,29 @@ using llama_skip_mask = std::bitset<LLAMA_SKIP_MAX_LAYERS>;
 struct llama_skip {
     llama_skip_mask                          out;
     std::array<float, LLAMA_SKIP_MAX_LAYERS> scale;       // y = scale*x, 1 is the identity
+    std::array<float, LLAMA_SKIP_MAX_LAYERS> factor;      // the stream meets it at a block even when that is left out
     uint64_t                                 n_bytes = 0; // weights that were not loaded
 
-    llama_skip() { scale.fill(1.0f); }
+    // a looped model: a graph has the file's blocks n_loop times, left out in all of them; with a norm between them or not
+    int32_t n_loop    = 1;
+    bool    loop_norm = false;
+    bool    untested  = false; // an architecture that the tests do not cover is allowed
+
+    llama_skip() {
+        scale.fill(1.0f);
+        factor.fill(1.0f);
+    }
 
     bool any() const { return out.any(); }
+
+    // nothing left out, but what the model says about its blocks
+    llama_skip model_only() const;
+
+    // whether the stream is changed in the gap that begins at il
+    bool has_bypass(int32_t il) const;
+
+    // those of the first loop
+    llama_skip_mask file_blocks(int32_t n_layer) const;
 
     // the blocks that remain in [first, last)
     int32_t n_kept(int32_t first, int32_t last) const;
