@@ -44,6 +44,11 @@ void common_skip_add_args(const std::function<void(common_arg)> & add_opt) {
         [](common_params & params, const std::string & value) {
             params.skip_scale = not_empty("--skip-scale", value);
         }).set_env("LLAMA_ARG_SKIP_SCALE"));
+    add_opt(common_arg({ "--skip-untested" },
+        "leave blocks out of architectures that were not tested for it too (default: refused)",
+        [](common_params & params) {
+            params.skip_untested = true;
+        }).set_env("LLAMA_ARG_SKIP_UNTESTED"));
     add_opt(common_arg({ "--skip-layers-draft" }, "SPEC",
         "blocks to leave out of the draft model, as --skip-layers (default: none)",
         [](common_params & params, const std::string & value) {
@@ -75,6 +80,15 @@ static void add_flag(
     llama_skip_add_override(overrides, key, value);
 }
 
+// architectures that were not tested are allowed
+static void add_untested(std::vector<llama_model_kv_override> & overrides) {
+    llama_model_kv_override o = {};
+    o.tag                     = LLAMA_KV_OVERRIDE_TYPE_BOOL;
+    o.val_bool                = true;
+    snprintf(o.key, sizeof(o.key), "%s", LLAMA_SKIP_KEY_UNTESTED);
+    overrides.push_back(o);
+}
+
 // the model whose set was checked when the arguments were parsed
 static std::string & checked_model() {
     static std::string path;
@@ -88,10 +102,11 @@ static void check_path(const std::string & path, const std::string & layers, con
     }
 }
 
-static void check_overrides(const std::string & path, std::vector<llama_model_kv_override> overrides) {
+static void check_overrides(const std::string & path, std::vector<llama_model_kv_override> overrides,
+    const char * name_layers, const char * name_scale) {
     overrides.emplace_back();
     overrides.back().key[0] = 0;
-    if (!llama_skip_check_overrides(path.c_str(), overrides.data())) {
+    if (!llama_skip_check_flags(path.c_str(), overrides.data(), name_layers, name_scale)) {
         throw std::invalid_argument(string_format("error: %s", llama_skip_error()));
     }
 }
@@ -142,6 +157,18 @@ static void place_patterns(
     }
 }
 
+// a draft model's own set beside what it inherits
+static std::vector<llama_model_kv_override> draft_overrides(
+    std::vector<llama_model_kv_override> overrides, const std::string & layers, bool untested) {
+    if (!layers.empty()) {
+        llama_skip_add_override(overrides, LLAMA_SKIP_KEY_LAYERS, layers);
+        if (untested) {
+            add_untested(overrides);
+        }
+    }
+    return overrides;
+}
+
 void common_skip_finish(common_params & params) {
     const auto & draft = params.speculative.draft;
 
@@ -152,10 +179,13 @@ void common_skip_finish(common_params & params) {
     const bool with_overrides = has_override(params.kv_overrides, "skip.");
     add_flag(params.kv_overrides, "--skip-layers", LLAMA_SKIP_KEY_LAYERS, params.skip_layers);
     add_flag(params.kv_overrides, "--skip-scale", LLAMA_SKIP_KEY_SCALE, params.skip_scale);
+    if (params.skip_untested) {
+        add_untested(params.kv_overrides);
+    }
     if (with_overrides) {
-        check_overrides(params.model.path, params.kv_overrides);
+        check_overrides(params.model.path, params.kv_overrides, LLAMA_SKIP_KEY_LAYERS, LLAMA_SKIP_KEY_SCALE);
     } else {
-        check_path(params.model.path, params.skip_layers, params.skip_scale, "--skip-layers", "--skip-scale");
+        check_overrides(params.model.path, params.kv_overrides, "--skip-layers", "--skip-scale");
     }
     checked_model() = params.model.path;
 
@@ -167,7 +197,8 @@ void common_skip_finish(common_params & params) {
         check_cvec(params, overrides.data());
     }
     if (!draft.skip_layers.empty()) {
-        check_path(draft.mparams.path, draft.skip_layers, "", "--skip-layers-draft", "");
+        check_overrides(draft.mparams.path, draft_overrides({}, draft.skip_layers, params.skip_untested),
+            "--skip-layers-draft", "");
         place_patterns(params.speculative.draft.tensor_buft_overrides, common_skip_overrides(draft.skip_layers, ""));
     }
 }
@@ -204,9 +235,7 @@ void common_skip_to_draft(common_params & params, const common_params_speculativ
     }
     params.skip_layers = draft.skip_layers;
     params.skip_scale.clear();
-    if (!draft.skip_layers.empty()) {
-        llama_skip_add_override(overrides, LLAMA_SKIP_KEY_LAYERS, draft.skip_layers);
-    }
+    overrides = draft_overrides(std::move(overrides), draft.skip_layers, params.skip_untested);
     if (!overrides.empty()) {
         overrides.emplace_back();
         overrides.back().key[0] = 0;
@@ -225,6 +254,11 @@ const llama_model_kv_override * common_skip_overrides(const std::string & layers
         llama_skip_add_override(overrides, LLAMA_SKIP_KEY_LAYERS, layers);
         if (!scale.empty()) {
             llama_skip_add_override(overrides, LLAMA_SKIP_KEY_SCALE, scale);
+        }
+        // llama-bench has no flag for it
+        const char * untested = getenv("LLAMA_ARG_SKIP_UNTESTED");
+        if (untested != nullptr && common_arg_utils::is_truthy(untested)) {
+            add_untested(overrides);
         }
         overrides.emplace_back();
         overrides.back().key[0] = 0;
@@ -266,7 +300,7 @@ void common_skip_bench_arg(
 
 bool common_skip_bench_check(const std::string & path, const std::string & layers, const std::string & scale) {
     if (layers == "none" ||
-        llama_skip_check(path.c_str(), layers.c_str(), scale.c_str(), "--skip-layers", "--skip-scale")) {
+        llama_skip_check_flags(path.c_str(), common_skip_overrides(layers, scale), "--skip-layers", "--skip-scale")) {
         return true;
     }
     fprintf(stderr, "error: %s\n", llama_skip_error());
