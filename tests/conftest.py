@@ -7,6 +7,7 @@ from pathlib import Path
 
 import builds
 import pytest
+from arch_files import Base, generated
 from builds import Build
 from oracle import tokens_of, zeroed_copy
 
@@ -46,3 +47,13 @@ def zeroed(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         return path if path.exists() else zeroed_copy(smollm2, path, blocks)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bases(stock: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
+    """What upstream's generator writes, by the name of its file."""
+    folder = tmp_path_factory.mktemp("generated")
+    found = generated(stock, folder)
+    for path in folder.glob("*.gguf"):
+        path.unlink()
+    return found
