@@ -14,6 +14,8 @@ ggml_tensor * llama_skip_cvec(const llm_graph_context & llm, ggml_tensor * cur, 
     const llama_skip & skip = llm.cparams.skip;
 
     for (int next = il + 1; next < (int) llm.hparams.n_layer() && skip.out[next]; ++next) {
+        // in this order the whole model has them
+        cur = skip.factor[next] == 1.0f ? cur : ggml_scale(llm.ctx0, cur, skip.factor[next]);
         cur = llm.cvec->apply_to(llm.ctx0, cur, next);
     }
     return cur;

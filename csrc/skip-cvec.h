@@ -11,7 +11,7 @@
 struct ggml_tensor;
 struct llm_graph_context;
 
-// Adds the directions of the gap behind block `il` (-1: at block 0) to what its bypass left, in the order of the blocks.
+// Multiplies by the factors and adds the directions of the gap behind block `il` (-1: at block 0) to what its bypass left, in the order of the blocks.
 ggml_tensor * llama_skip_cvec(const llm_graph_context & llm, ggml_tensor * cur, int il);
 
 // The blocks that llama_set_adapter_cvec() gives a direction: upstream has none at block 0.

@@ -25,10 +25,6 @@ ggml_tensor * llama_skip_bypass(const llm_graph_context & llm, ggml_tensor * cur
         return cur;
     }
     llm.cb(cur, "skip_in", il);
-    // one product for each block, as the whole model has them
-    for (int k = next; k < skip.gap_end(next); ++k) {
-        cur = skip.factor[k] == 1.0f ? cur : ggml_scale(llm.ctx0, cur, skip.factor[k]);
-    }
     cur = skip.scale[next] == 1.0f ? cur : ggml_scale(llm.ctx0, cur, skip.scale[next]);
     llm.cb(cur, "skip_scale", il);
     llm.res->skip_trace.bypassed.set(next);

@@ -13,6 +13,7 @@ from pathlib import Path
 import architectures
 import numpy as np
 import pytest
+from adapters import rows
 from arch_files import Base, make, write
 from arch_oracle import zeroed
 from arch_recipes import GENERATED
@@ -111,3 +112,23 @@ def test_images_need_the_blocks_that_their_features_are_added_to(
     found = ours.worker.call(decode_images, path, {"skip.layers": "3"})
     assert np.array_equal(found, expected)
     assert not np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize(("name", "out"), [("gemma4", [3, 4]), ("rwkv6", [4, 5, 6])])
+def test_directions_of_a_control_vector_come_behind_the_factor_of_their_block(
+    stock: Build, ours: Build, bases: dict[str, Base], tmp_path: Path, name: str, out: list[int]
+) -> None:
+    model = make(stock, tmp_path, bases, name)
+    path = write(tmp_path / "model.gguf", model.arch, model.metadata, model.tensors)
+    n_embd = model.value("embedding_length")
+    cvec = (
+        np.random.default_rng(3).normal(0.0, 1.0, (model.n_layer, n_embd)).astype(np.float32),
+        1,
+        model.n_layer,
+    )
+    tokens = [5, 9, 7, 3, 11]
+    expected, _ = stock.worker.call(rows, zeroed(model, tmp_path / "zeroed.gguf", out), tokens, cvec=cvec)
+    spec = ",".join(map(str, out))
+    assert np.array_equal(ours.worker.call(rows, path, tokens, {"skip.layers": spec}, cvec=cvec)[0], expected)
+    assert np.array_equal(ours.worker.call(rows, path, tokens, mask=spec, cvec=cvec)[0], expected)
+    assert not np.array_equal(ours.worker.call(rows, path, tokens, {"skip.layers": spec})[0], expected)
