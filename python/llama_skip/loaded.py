@@ -1,7 +1,5 @@
 """A model and its context: loading, tokens, logits, the mask, and memory."""
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Sequence

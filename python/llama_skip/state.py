@@ -1,7 +1,5 @@
 """A saved context."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
