@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <mutex>
@@ -83,7 +84,9 @@ static std::vector<llama_model_kv_override> make_overrides(const std::string & p
             throw std::invalid_argument(std::string(layers ? "skip_layers" : "skip_scale") +
                                         ": also given as kv_overrides['" + key + "'], give it once");
         }
-        among_overrides = among_overrides || key.compare(0, 5, "skip.") == 0;
+        among_overrides = among_overrides ||
+                          key.compare(0, strlen(LLAMA_SKIP_KEY_LAYERS), LLAMA_SKIP_KEY_LAYERS) == 0 ||
+                          key.compare(0, strlen(LLAMA_SKIP_KEY_SCALE), LLAMA_SKIP_KEY_SCALE) == 0;
     }
     if (!params.skip_layers.empty()) {
         llama_skip_add_override(res, LLAMA_SKIP_KEY_LAYERS, params.skip_layers);
@@ -98,8 +101,7 @@ static std::vector<llama_model_kv_override> make_overrides(const std::string & p
     const std::lock_guard<std::mutex> lock(mutex);
 
     const bool ok = among_overrides ? llama_skip_check_overrides(path.c_str(), res.data())
-                                    : llama_skip_check(path.c_str(), params.skip_layers.c_str(),
-                                          params.skip_scale.c_str(), "skip_layers", "skip_scale");
+                                    : llama_skip_check_flags(path.c_str(), res.data(), "skip_layers", "skip_scale");
     if (!ok) {
         throw std::invalid_argument(llama_skip_error());
     }

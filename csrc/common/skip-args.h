@@ -1,6 +1,7 @@
 #pragma once
 
-// --skip-layers, --skip-scale, --skip-untested and --skip-layers-draft in the programs that parse their arguments with common/arg.cpp.
+// --skip-layers, --skip-scale, --skip-untested and --skip-layers-draft in the programs that parse their arguments with
+// common/arg.cpp.
 
 #include "llama-skip.h"
 

@@ -36,6 +36,7 @@ class Llama(WritingModel):
         *,
         skip_layers: skipset.Layers | None = None,
         skip_scale: skipset.Scale | None = None,
+        skip_untested: bool = False,
         n_gpu_layers: int = 0,
         split_mode: int = 1,
         main_gpu: int = 0,
@@ -90,6 +91,7 @@ class Llama(WritingModel):
                 ("13-14,25"), or ints. Their weights are never read, and they get no KV cache.
             skip_scale: what the residual stream is multiplied by once per gap: one factor for every gap, a
                 text as for `--skip-scale`, or the factor by the first block of its gap.
+            skip_untested: leave blocks out of architectures that were not tested for it too.
             n_gpu_layers: how many kept blocks go to devices, the last ones first, and one more for the
                 output; -1: all.
             split_mode, main_gpu, tensor_split: how devices share the model, as in llama_model_params.
@@ -136,6 +138,8 @@ class Llama(WritingModel):
         mp.skip_layers = skipset.layers_text(skip_layers, "skip_layers")
         mp.skip_scale = skipset.scale_text(skip_scale, "skip_scale")
         params.add_overrides(mp, kv_overrides)
+        if skip_untested:
+            mp.add_override("skip.untested", True)
         mp.devices = None if devices is None else params.names(devices, "devices")
         mp.rpc_servers = [] if rpc_servers is None else params.rpc_servers(rpc_servers)
         mp.progress = progress
