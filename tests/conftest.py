@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import builds
 import pytest
 from arch_files import Base, generated
 from builds import Build
 from oracle import tokens_of, zeroed_copy
+from tiny import blocks, random_model
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +59,26 @@ def bases(stock: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, B
     for path in folder.glob("*.gguf"):
         path.unlink()
     return found
+
+
+@pytest.fixture(scope="session")
+def tiny(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of four small random blocks with SmolLM2's vocabulary."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    return random_model(path, smollm2, "qwen3", 4, blocks(4, post_norm="ffn_norm"), {})
+
+
+@pytest.fixture
+def make(smollm2: Path) -> Iterator[Callable[..., Any]]:
+    """Llama with SmolLM2 and one thread, or another model; every one of them is closed."""
+    from llama_skip import Llama
+
+    made: list[Any] = []
+
+    def open_model(path: Path = smollm2, **kwargs: Any) -> Any:
+        made.append(Llama(path, **{"n_threads": 1, "n_threads_batch": 1, "verbose": False, **kwargs}))
+        return made[-1]
+
+    yield open_model
+    for llm in made:
+        llm.close()

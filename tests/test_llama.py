@@ -6,7 +6,6 @@ No function of this file runs in a Worker: that would bring llama_skip's own lib
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,6 @@ from rpc import rpc_device
 Llama = llama_skip.Llama
 
 MIB = 2**20
-
-
-@pytest.fixture
-def make(smollm2: Path) -> Iterator[Callable[..., Any]]:
-    """Llama with SmolLM2 and one thread; every one of them is closed."""
-    made: list[Any] = []
-
-    def open_model(**kwargs: Any) -> Any:
-        made.append(Llama(smollm2, **{"n_threads": 1, "n_threads_batch": 1, "verbose": False, **kwargs}))
-        return made[-1]
-
-    yield open_model
-    for llm in made:
-        llm.close()
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ class History:
 
     def truncate(self, n_tokens: int) -> None:
         """Remove the tokens from position `n_tokens` on; all of them where the memory cannot do less."""
+        if n_tokens < 0:
+            raise ValueError(f"n_tokens: {n_tokens} is below 0")
         with self._change():
             if not self.context.memory_seq_rm(0, n_tokens, -1):
                 self.context.memory_clear()

@@ -222,7 +222,7 @@ class LoadedModel:
             ValueError: a token that is not in the vocabulary.
         """
         text = self._m.detokenize(tokens, special)
-        return text[1:] if tokens and tokens[0] == self._m.bos and text[:1] == b" " else text
+        return text[1:] if len(tokens) and tokens[0] == self._m.bos and text[:1] == b" " else text
 
     def set_seed(self, seed: int) -> None:
         """Set the seed that completions without one of their own begin with."""
@@ -233,7 +233,11 @@ class LoadedModel:
         self._history.truncate(0)
 
     def truncate(self, n_tokens: int) -> None:
-        """Keep the first `n_tokens` tokens; a recurrent model, which cannot, forgets all (see `n_tokens`)."""
+        """Keep the first `n_tokens` tokens; a recurrent model, which cannot, forgets all (see `n_tokens`).
+
+        Raises:
+            ValueError: a number below 0.
+        """
         self._history.truncate(n_tokens)
 
     def eval(self, tokens: Sequence[int]) -> None:

@@ -23,16 +23,18 @@ def fit_gpu_layers(model_path: str | os.PathLike[str], limit: float, **options: 
         ValueError, FileNotFoundError, llama_skip.ModelLoadError: as by `Llama`.
     """
 
-    def fits(n_gpu_layers: int) -> bool:
+    def on_devices(n_gpu_layers: int) -> list[float]:
         with Llama(model_path, **{**options, "n_gpu_layers": n_gpu_layers, "dry_run": True}) as llm:
-            return all(sum(m) <= limit for name, m in llm.memory().items() if name != "CPU")
+            return [sum(m) for name, m in llm.memory().items() if name != "CPU"]
 
     with Llama(model_path, **{**options, "n_gpu_layers": 0, "dry_run": True}) as llm:
         most = llm.n_layer() - len(llm.skip_layers) + 1
-    low, high = 0, most  # fits(low) holds, where it ever does
+    if not on_devices(most):
+        return 0
+    low, high = 0, most  # `low` fits, where anything does
     while low < high:
         middle = (low + high + 1) // 2
-        if fits(middle):
+        if all(used <= limit for used in on_devices(middle)):
             low = middle
         else:
             high = middle - 1
