@@ -103,6 +103,7 @@ def test_an_error_in_the_log_callback_is_reported_and_not_raised(
 
     llm = make(log=log)
     assert llm("x", max_tokens=1)["usage"]["completion_tokens"] == 1
+    llm.close()
     assert seen
     assert all(isinstance(error, KeyError) for error in seen)
 
