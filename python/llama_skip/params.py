@@ -26,6 +26,8 @@ def add_overrides(
         if not isinstance(value, bool | int | float | str):
             kind = type(value).__name__
             raise TypeError(f"kv_overrides: {key} is a {kind}, expected bool, int, float or str")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"kv_overrides: {key} is {value}, which does not fit into 64 bits")
         params.add_override(key, value)
 
 
@@ -61,7 +63,14 @@ def rpc_servers(value: str | Sequence[str]) -> list[str]:
 
 
 def thread_counts(n_threads: int | None, n_threads_batch: int | None) -> tuple[int, int]:
-    """Return the threads for single tokens and for batches; by default half of the processors, and all."""
+    """Return the threads for single tokens and for batches; by default half of the processors, and all.
+
+    Raises:
+        ValueError: a number below 0.
+    """
+    for name, n in (("n_threads", n_threads), ("n_threads_batch", n_threads_batch)):
+        if n is not None and n < 0:
+            raise ValueError(f"{name}: {n} is below 0")
     n_cpu = os.cpu_count() or 1
     return n_threads or max(n_cpu // 2, 1), n_threads_batch or n_cpu
 

@@ -119,8 +119,13 @@ class Sampling:
             last_n_tokens_size: generated tokens that the penalties look back at.
 
         Raises:
-            ValueError: a number that llama.cpp does not allow, or a grammar it cannot parse.
+            ValueError: a number that llama.cpp does not allow, a grammar it cannot parse, or a bias of a
+                token that is not in the vocabulary.
         """
+        bias = {int(token): float(value) for token, value in (self.logit_bias or {}).items()}
+        for token in bias:
+            if not 0 <= token < model.n_vocab:
+                raise ValueError(f"logit_bias: token {token} is not within 0-{model.n_vocab - 1}")
         params = _core.SamplerParams()
         params.samplers = self.chain()
         params.seed = seed & 0xFFFFFFFF
@@ -137,7 +142,7 @@ class Sampling:
         params.mirostat = self.mirostat_mode if self.temperature > 0 else 0
         params.mirostat_tau = self.mirostat_tau
         params.mirostat_eta = self.mirostat_eta
-        params.logit_bias = {int(token): float(bias) for token, bias in (self.logit_bias or {}).items()}
+        params.logit_bias = bias
         if self.chat is not None:
             params.set_chat(model, self.chat)
         else:
@@ -161,7 +166,12 @@ class Chooser:
         processors: what changes the logits before the sampler sees them.
         stopping_criteria: what ends the generation.
         n_top: how many of the most probable tokens to note with each token; None: note nothing.
+
+        Raises:
+            ValueError: `n_top` below 0.
         """
+        if n_top is not None and n_top < 0:
+            raise ValueError(f"logprobs: {n_top} is below 0")
         self.logprobs: list[TokenLogprobs] = []
         self.stopped = False
         self._sampler = sampler
@@ -183,6 +193,8 @@ class Chooser:
             scores = logits.copy()
             for processor in self._processors:
                 scores = processor(ids, scores)
+                if scores is None:
+                    raise TypeError("a logits processor returned None instead of logits")
         token = self._sampler.sample(context, -1, scores if self._processors else None)
         if self._n_top is not None:
             self.logprobs.append(token_logprobs(logits, token, self._n_top))
