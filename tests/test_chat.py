@@ -280,11 +280,18 @@ def test_the_tools_and_their_results_are_in_the_prompt(make: Any) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_required_call_follows_the_tools_schema(make: Any, stream: bool) -> None:
-    """Without a processor: the grammar makes the call."""
+    """The processor only begins the call, which text may come before: the grammar makes it."""
     llm = make(chat_template=HERMES)
-    found = llm.create_chat_completion(
-        MESSAGES, tools=[WEATHER], tool_choice="required", temperature=0, max_tokens=80, stream=stream
-    )
+    begin = says(llm, "<tool_call>")
+    n_called = 0
+
+    def begins(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        nonlocal n_called
+        n_called += 1
+        return begin(ids, scores) if n_called <= len(llm.tokenize(b"<tool_call>", add_bos=False)) else scores
+
+    kwargs = {"tools": [WEATHER], "tool_choice": "required", "logits_processor": [begins], "temperature": 0}
+    found = llm.create_chat_completion(MESSAGES, max_tokens=80, stream=stream, **kwargs)
     message = joined(list(found)) if stream else found["choices"][0]["message"]
     (call,) = message["tool_calls"]
     assert call["function"]["name"] == "get_weather"

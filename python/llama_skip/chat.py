@@ -86,7 +86,7 @@ def request_json(
 def _tool_request(tools: list[Message], choice: str | Message | None) -> dict[str, Any]:
     if isinstance(choice, Mapping):
         name = (choice.get("function") or {}).get("name")
-        tools = [tool for tool in tools if tool["function"]["name"] == name]
+        tools = [tool for tool in tools if (tool.get("function") or {}).get("name") == name]
         if not tools:
             raise ValueError(f"Tool choice '{name}' not found in tools.")
         choice = "required"

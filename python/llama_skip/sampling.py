@@ -145,8 +145,8 @@ class Sampling:
         params.logit_bias = bias
         if self.chat is not None:
             params.set_chat(model, self.chat)
-        else:
-            params.grammar = self.grammar or ""
+        if self.grammar:  # which the templates do not always pass on
+            params.grammar = self.grammar
         return _core.Sampler(model, params)
 
 
