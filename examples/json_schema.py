@@ -6,7 +6,10 @@ from common import load, parser
 
 SCHEMA = {
     "type": "object",
-    "properties": {"town": {"type": "string", "maxLength": 20}, "country": {"type": "string", "maxLength": 20}},
+    "properties": {
+        "town": {"type": "string", "maxLength": 20},
+        "country": {"type": "string", "maxLength": 20},
+    },
     "required": ["town", "country"],
     "additionalProperties": False,
 }

@@ -52,5 +52,9 @@ def test_depths() -> None:
 
 
 def test_every_example_is_run_here() -> None:
-    tested = {line.split('"')[1] for line in Path(__file__).read_text().splitlines() if 'run("' in line and '.py' in line}
+    tested = {
+        line.split('"')[1]
+        for line in Path(__file__).read_text().splitlines()
+        if 'run("' in line and ".py" in line
+    }
     assert tested == {path.name for path in EXAMPLES.glob("*.py")} - {"common.py"}

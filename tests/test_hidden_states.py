@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ def matrix(path: Path, name: str) -> np.ndarray:
     t = next(t for t in tensors(path) if t.name == name)
     with path.open("rb") as file:
         file.seek(t.offset)
-        data = np.frombuffer(file.read(t.size), np.float32 if t.type == GGMLQuantizationType.F32 else np.uint8)
+        data = np.frombuffer(
+            file.read(t.size), np.float32 if t.type == GGMLQuantizationType.F32 else np.uint8
+        )
     return dequantize(data.reshape(*t.shape[:0:-1], -1), t.type)
 
 
@@ -99,12 +100,12 @@ def test_many_tokens_come_in_batches(make: Any, tokens: list[int]) -> None:
     assert np.array_equal(small.inputs[0], whole.inputs[0])
 
 
-def test_an_architecture_that_names_the_stream_otherwise(
-    stock: Build, make: Any, tmp_path: Path
-) -> None:
+def test_an_architecture_that_names_the_stream_otherwise(stock: Build, make: Any, tmp_path: Path) -> None:
     path = generated(stock, UNKNOWN, tmp_path)
     llm = make(path, hidden_states=True, n_ctx=64)
-    with pytest.raises(RuntimeError, match=f"it is not known what the graph of architecture '{UNKNOWN}' calls"):
+    with pytest.raises(
+        RuntimeError, match=f"it is not known what the graph of architecture '{UNKNOWN}' calls"
+    ):
         llm.hidden_states([1, 2, 3])
     assert llm.n_tokens == 0
     assert np.array_equal(llm.logits([1, 2, 3]), make(path, n_ctx=64).logits([1, 2, 3]))
