@@ -180,7 +180,7 @@ def whole(
     last = parts[-1][0]
     text = "".join(piece.text for piece, _ in parts)
     if tool:
-        message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [_call(tool, text)]}
+        message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [_call(tool, text.lstrip())]}
     else:
         message = _message(_core.ChatParser(prompt), text, last.finish_reason)
     if is_function and "tool_calls" in message:
@@ -218,9 +218,10 @@ def _arguments_reader(tool: str) -> Callable[[Piece], list[dict[str, Any]]]:
     names: list[str | None] = [tool]
 
     def read(piece: Piece) -> list[dict[str, Any]]:
-        if not piece.text:
+        text = piece.text.lstrip() if names else piece.text
+        if not text:
             return []
-        call = _call(names.pop() if names else None, piece.text, call_id)
+        call = _call(names.pop() if names else None, text, call_id)
         return [{"tool_calls": [{"index": 0, **call}]}]
 
     return read
