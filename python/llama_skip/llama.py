@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from llama_skip import _core, chat, hub, params, skipset
 from llama_skip import embedding as embeddings
 from llama_skip.loaded import DEFAULT_SEED
-from llama_skip.replaced import CONSTRUCTION, DOWNLOAD, replaced
+from llama_skip.replaced import CONSTRUCTION, DOWNLOAD, EMBEDDING, replaced
 from llama_skip.results import EmbeddingResponse
 from llama_skip.sampling import logits_to_logprobs
 from llama_skip.writing import WritingModel
@@ -198,6 +198,7 @@ class Llama(WritingModel):
             lora=None if lora_path is None else (os.fspath(lora_path), lora_scale),
         )
 
+    @replaced(EMBEDDING)
     def embed(
         self, input: str | Sequence[str], *, normalize: bool = False, truncate: bool = True
     ) -> list[float] | list[list[float]] | list[list[list[float]]]:

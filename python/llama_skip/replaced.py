@@ -21,6 +21,8 @@ SAMPLING = {
     "tfs_z": "llama.cpp no longer has tail-free sampling: min_p",
     "penalize_nl": "llama.cpp no longer has it: logit_bias={llm.token_nl(): ...}",
 }
+ONE_TOKEN = {**SAMPLING, "idx": "truncate() to that token and eval() it again"}
+EMBEDDING = {"return_count": "create_embedding(), whose usage counts the tokens"}
 DOWNLOAD = {"local_dir_use_symlinks": "huggingface_hub no longer has it: local_dir"}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from llama_skip import _core, chat, completion
 from llama_skip.completion import Request, prompt_tokens, room
 from llama_skip.loaded import LoadedModel
-from llama_skip.replaced import SAMPLING, replaced
+from llama_skip.replaced import ONE_TOKEN, SAMPLING, replaced
 from llama_skip.results import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from llama_skip.sampling import Chooser, LogitsProcessor, Sampling, StoppingCriterion
 from llama_skip.text import stop_sequences
@@ -24,7 +24,7 @@ class WritingModel(LoadedModel):
     _format = chat.Format("", is_jinja=True)
     _templates: _core.ChatTemplates | None = None
 
-    @replaced(SAMPLING)
+    @replaced(ONE_TOKEN)
     def sample(
         self,
         *,
