@@ -180,7 +180,11 @@ def whole(
     last = parts[-1][0]
     text = "".join(piece.text for piece, _ in parts)
     if tool:
-        message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [_call(tool, text.lstrip())]}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [_call(tool, text.lstrip())],
+        }
     else:
         message = _message(_core.ChatParser(prompt), text, last.finish_reason)
     if is_function and "tool_calls" in message:

@@ -15,7 +15,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llama_skip import _core
+IMPORTED = "llama_cpp is already imported: import llama_skip.compat before it"
+
+try:
+    from llama_skip import _core
+except ImportError as err:  # the other library took the place of ours
+    if "llama_cpp" in sys.modules:
+        raise RuntimeError(IMPORTED) from err
+    raise
 
 
 def use() -> Path:
@@ -29,7 +36,7 @@ def use() -> Path:
     """
     folder = Path(_core.library_path()).resolve().parent
     if "llama_cpp" in sys.modules and os.environ.get("LLAMA_CPP_LIB_PATH") != str(folder):
-        raise RuntimeError("llama_cpp is already imported: import llama_skip.compat before it")
+        raise RuntimeError(IMPORTED)
     try:
         found = version("llama-cpp-python")
     except PackageNotFoundError:
