@@ -201,20 +201,25 @@ def sent(side: Side, tokens: list[int]) -> list[int]:
     return list(llm.eval_tokens)
 
 
-def sampled(side: Side, tokens: list[int], seeds: list[int], kwargs: dict[str, Any]) -> list[int]:
-    """Tokens of sample() for seeds."""
-    llm = side.llm("plain")
-    llm.reset()
+def sampled(
+    side: Side, tokens: list[int], seeds: list[int], kwargs: dict[str, Any], n_before: int = 0
+) -> list[int]:
+    """Tokens of sample() for seeds, of a new model that may have generated some greedily before."""
+    llm = side.make(n_ctx=64)
+    if n_before:
+        llm.create_completion("Hi", max_tokens=n_before, temperature=0.0)
+        llm.reset()
     llm.eval(tokens)
     found = []
     for seed in seeds:
         llm.set_seed(seed)
         found.append(int(llm.sample(**kwargs)))
+    llm.close()
     return found
 
 
 def reused(side: Side) -> list[Any]:
-    """Prompts that share their beginning with what is held: a longer one, a shorter one, another, the same."""
+    """Prompts that share their beginning with what is held: longer, shorter, another, the same."""
     llm = side.llm("plain")
     llm.reset()
     start = "The first three planets of the solar system are"
