@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,8 @@ def still_open(path: Path) -> list[str]:
     """Mappings of a file and descriptors on it, of this process."""
     found = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
     for fd in Path("/proc/self/fd").iterdir():
-        try:
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             found += [os.readlink(fd)] if os.readlink(fd) == str(path) else []
-        except FileNotFoundError:  # the descriptor of the listing itself
-            pass
     return found
 
 

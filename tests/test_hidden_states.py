@@ -48,7 +48,7 @@ def test_the_stream_from_the_embedding_to_the_logits(
     assert np.array_equal(found.inputs[0], embedding[tokens[:12]])
     assert np.array_equal(found.inputs[1:], found.outputs[:-1])
     assert llm.input_ids.tolist() == tokens[:12]
-    # ggml rounds what it multiplies with a quantised matrix to 8 bits, half a step of 1/127 of the largest of 32
+    # ggml rounds what it multiplies with a quantised matrix to 8 bits: half of 1/127 of the largest of 32
     normed = rms_norm(found.outputs[-1], matrix(smollm2, "output_norm.weight"))
     expected = normed @ embedding.astype(np.float64).T
     error = np.abs(llm.logits(tokens[:12]) - expected)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-# A process of its own, whose memory nothing else changes. glibc keeps freed memory for later use and hands some
-# back only now and then, so the first rounds are left out and a megabyte in 160 rounds is allowed: an object that
-# leaks its vocabulary, context or sampler leaks more than that in each round.
+# A process of its own, whose memory nothing else changes. glibc keeps freed memory for later use and hands
+# some back only now and then, so the first rounds are left out and a megabyte in 160 rounds is allowed: an
+# object that leaks its vocabulary, context or sampler leaks more than that in each round.
 WARM_UP, BOUND = 40, 1024
 ROUNDS = """
 import gc, os, sys
@@ -24,7 +24,7 @@ def resident():
 for i in range(n):
     if i == warm_up:
         before, open_before = resident(), len(os.listdir("/proc/self/fd"))
-    with Llama(path, skip_layers=[1 + i % 2], n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False) as llm:
+    with Llama(path, skip_layers=[1 + i % 2], n_ctx=256, n_threads=1, verbose=False) as llm:
         llm("One two", max_tokens=n_tokens, logprobs=1, grammar='root ::= [a-z ]+')
         list(llm.create_chat_completion([{"role": "user", "content": "x"}], max_tokens=2, stream=True))
         llm.load_state(llm.save_state())
