@@ -41,9 +41,9 @@ def hub(tiny: Path) -> Iterator[str]:
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
             name = path.removeprefix(f"/{REPO}/resolve/main/")
-            siblings = [{"rfilename": file} for file in files]
-            if path.startswith(f"/api/models/{REPO}"):
-                self.reply(json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings}).encode(), {})
+            if path.startswith(f"/api/models/{REPO}/tree/"):
+                tree = [{"type": "file", "path": f, "size": len(files[f]), "oid": COMMIT} for f in files]
+                self.reply(json.dumps(tree).encode(), {})
             elif name in files:
                 etag = hashlib.sha256(files[name]).hexdigest()
                 self.reply(files[name], {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
@@ -113,7 +113,7 @@ def test_folders_and_further_files(hub: str, tmp_path: Path) -> None:
         ({"filename": "*Q4*", "additional_files": ["y"]}, "ValueError", f"no file of {REPO} match 'y'"),
         ({"filename": "*-a.gguf"}, "ModelLoadError", "cannot load"),
         ({"filename": "*Q4*", "local_dir_use_symlinks": True}, "TypeError", "use instead: "),
-        ({"filename": "*Q4*", "repo_id": "someone/else"}, "RepositoryNotFoundError", "404"),
+        ({"filename": "*Q4*", "repo_id": "someone/else"}, "HfHubHTTPError", "404"),
     ],
     ids=str,
 )
