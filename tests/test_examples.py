@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +53,5 @@ def test_depths() -> None:
 
 
 def test_every_example_is_run_here() -> None:
-    tested = {
-        line.split('"')[1]
-        for line in Path(__file__).read_text().splitlines()
-        if 'run("' in line and ".py" in line
-    }
+    tested = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
     assert tested == {path.name for path in EXAMPLES.glob("*.py")} - {"common.py"}

@@ -57,7 +57,7 @@ py_chat_prompt py_chat_templates::apply(const json & request) const {
     inputs.use_jinja           = is_jinja;
     inputs.add_bos             = add_bos;
     inputs.add_eos             = add_eos;
-    const json options = request.value("chat_template_kwargs", json::object()); // items() refers to it
+    const json options         = request.value("chat_template_kwargs", json::object()); // items() refers to it
     for (const auto & item : options.items()) {
         inputs.chat_template_kwargs[item.key()] = item.value().dump();
     }

@@ -48,8 +48,12 @@ struct load_progress {
             if (PyErr_CheckSignals() != 0) {
                 throw py::error_already_set();
             }
-            const py::object res = callback.is_none() ? py::none() : callback(fraction);
-            cancelled            = !res.is_none() && !py::cast<bool>(res);
+            const py::object res     = callback.is_none() ? py::none() : callback(fraction);
+            const int        is_true = res.is_none() ? 1 : PyObject_IsTrue(res.ptr());
+            if (is_true < 0) {
+                throw py::error_already_set();
+            }
+            cancelled = is_true == 0;
             return !cancelled;
         } catch (...) {
             error = std::current_exception();
