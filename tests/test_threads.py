@@ -110,6 +110,7 @@ import os, signal, sys
 from llama_skip import Llama
 path, where = sys.argv[1:]
 options = dict(n_threads=1, n_threads_batch=1, verbose=False)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def interrupt(*_):
     os.kill(os.getpid(), signal.SIGINT)
 if where == "load":
@@ -151,7 +152,9 @@ def test_an_interrupt_leaves_everything_usable(smollm2: Path, where: str) -> Non
 @posix
 def test_an_interrupt_from_outside(tiny: Path) -> None:
     code = (
-        "import sys\nfrom llama_skip import Llama\n"
+        # a shell's background jobs ignore it, and their children too
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from llama_skip import Llama\n"
         f"llm = Llama({str(tiny)!r}, n_threads=1, n_threads_batch=1, verbose=False)\n"
         "try:\n    print('ready', flush=True)\n    while True: llm('One two', max_tokens=300)\n"
         "except KeyboardInterrupt:\n    print(llm('One', max_tokens=1)['object'])\n"
