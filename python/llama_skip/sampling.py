@@ -107,7 +107,8 @@ class Sampling:
         """Return llama.cpp's names of the samplers, in llama-cpp-python's order."""
         if self.temperature < 0:
             return ["penalties"]
-        filters = FILTERS if self.temperature > 0 else []
+        # the most probable token: softmax over the one that is left, not over the vocabulary
+        filters = FILTERS if self.temperature > 0 else ["top_k"]
         return ["penalties", *filters, "temperature"]
 
     def sampler(self, model: _core.Model, *, seed: int, last_n_tokens_size: int) -> _core.Sampler:
@@ -130,7 +131,7 @@ class Sampling:
         params.samplers = self.chain()
         params.seed = seed & 0xFFFFFFFF
         params.temp = self.temperature
-        params.top_k = self.top_k
+        params.top_k = self.top_k if self.temperature != 0 else 1
         params.top_p = self.top_p
         params.min_p = self.min_p
         params.typ_p = self.typical_p
