@@ -114,6 +114,13 @@ def read_base(path: Path) -> Base:
     return Base(arch, metadata, frozenset(re.sub(r"\d+", "#", t.name) for t in reader.tensors))
 
 
+def generated_one(stock: Build, arch: str, folder: Path) -> Path:
+    """The small random model that upstream's generator writes for an architecture."""
+    done = stock.run("test-llama-archs", "-a", arch, "-s", 1, "-o", folder)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob(f"{arch}-*.gguf"))
+
+
 def generated(stock: Build, folder: Path) -> dict[str, Base]:
     """What upstream's generator writes, 1 GB in `folder`; LLAMA_SKIP_ARCHS names a folder that has it."""
     given = os.environ.get("LLAMA_SKIP_ARCHS")

@@ -184,6 +184,15 @@ def test_logprobs(make: Any, stream: bool) -> None:
         assert {t["token"] for t in entry["top_logprobs"]} == set(top)
 
 
+def test_logprobs_of_tokens_that_the_parser_holds_back(make: Any) -> None:
+    llm = make(chat_template=HERMES)
+    kwargs = {"tools": [WEATHER], "logprobs": True, "logits_processor": [says(llm, "I look.\n" + CALL)]}
+    chunks = llm.create_chat_completion(MESSAGES, stream=True, **kwargs)
+    given = [c["choices"][0]["logprobs"] for c in chunks]
+    found = [entry["token"] for logprobs in given if logprobs for entry in logprobs["content"]]
+    assert "".join(found) == "I look.\n" + CALL
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"town": {"enum": ["Oslo", "Rome"]}, "people": {"type": "integer", "maximum": 99}},

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters import declare, rows, set_cvec
+from arch_files import generated_one
 from builds import Build
 from gguf import GGUFReader, GGUFWriter
 from libllama import Library, LlamaError
@@ -76,13 +77,6 @@ def test_directions_come_behind_the_scale_of_their_gap(
     assert np.array_equal(found[f"norm-{behind}"], expected)
 
 
-def generated(stock: Build, arch: str, folder: Path) -> Path:
-    """The small random model that upstream's generator writes for an architecture."""
-    done = stock.run("test-llama-archs", "-a", arch, "-s", 1, "-o", folder)
-    assert done.returncode == 0, done.stderr
-    return next(folder.glob(f"{arch}-*.gguf"))
-
-
 @pytest.mark.parametrize(
     "arch",
     [
@@ -102,7 +96,7 @@ def test_a_control_vector_where_the_last_block_is_left_out(
     stock: Build, ours: Build, tmp_path: Path, arch: str
 ) -> None:
     """Its place is then behind the selection of output rows, in sequential, parallel and recurrent blocks."""
-    model = generated(stock, arch, tmp_path)
+    model = generated_one(stock, arch, tmp_path)
     fields = GGUFReader(model).fields
     last, n_embd = (int(fields[f"{arch}.{key}"].contents()) for key in ("block_count", "embedding_length"))
     last -= 1
@@ -117,7 +111,7 @@ def test_a_control_vector_where_the_last_block_is_left_out(
 
 def test_directions_that_only_some_blocks_apply(stock: Build, ours: Build, tmp_path: Path) -> None:
     """Upstream's Nemotron-H applies a control vector behind feed-forward blocks only, here block 2."""
-    model = generated(stock, "nemotron_h", tmp_path)
+    model = generated_one(stock, "nemotron_h", tmp_path)
     directions = np.full((2, 256), 0.5, np.float32)
     tokens = list(range(3, 15))
     reason = "'nemotron_h' applies a control vector behind its feed-forward blocks only: .* left out, 1"

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arch_files import generated_one
 from builds import Build
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from oracle import tensors
-from test_cvec import generated
 
 UNKNOWN = "nemotron_h"
 NONE, MEAN, CLS, LAST = range(4)  # of enum llama_pooling_type
@@ -100,8 +100,21 @@ def test_many_tokens_come_in_batches(make: Any, tokens: list[int]) -> None:
     assert np.array_equal(small.inputs[0], whole.inputs[0])
 
 
+@pytest.mark.parametrize(
+    ("arch", "factor"), [("olmo2", 1), ("exaone4", 1), ("phi2", 1), ("gemma2", 256**0.5), ("minicpm", 12)]
+)
+def test_what_enters_the_first_block(
+    stock: Build, make: Any, tmp_path: Path, arch: str, factor: float
+) -> None:
+    """The embeddings, times the architecture's factor; the first two begin without a norm."""
+    path = generated_one(stock, arch, tmp_path)
+    found = make(path, hidden_states=True, n_ctx=64).hidden_states([1, 2, 3])
+    embeddings = matrix(path, "token_embd.weight")[[1, 2, 3]]
+    assert np.allclose(found.inputs[0], embeddings * np.float32(factor), rtol=1e-6, atol=0)
+
+
 def test_an_architecture_that_names_the_stream_otherwise(stock: Build, make: Any, tmp_path: Path) -> None:
-    path = generated(stock, UNKNOWN, tmp_path)
+    path = generated_one(stock, UNKNOWN, tmp_path)
     llm = make(path, hidden_states=True, n_ctx=64)
     with pytest.raises(
         RuntimeError, match=f"it is not known what the graph of architecture '{UNKNOWN}' calls"

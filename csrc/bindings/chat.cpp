@@ -12,14 +12,12 @@ using json = common_json;
 class py_chat_templates {
 public:
     // source: a Jinja template, or the name of one of llama.cpp's own if not is_jinja; empty: the model's
-    py_chat_templates(const std::shared_ptr<py_model> & model, const std::string & source, bool is_jinja)
-        : is_jinja(is_jinja) {
+    py_chat_templates(std::shared_ptr<py_model> model_, const std::string & source, bool is_jinja)
+        : model(std::move(model_)), is_jinja(is_jinja) {
         py::gil_scoped_release nogil;
         log_scope              log(model->log);
 
-        raw     = common_chat_templates_init(model->raw, source);
-        add_bos = llama_vocab_get_add_bos(model->vocab());
-        add_eos = llama_vocab_get_add_eos(model->vocab());
+        raw = common_chat_templates_init(model->raw, source);
     }
 
     py_chat_prompt apply(const std::string & request) const {
@@ -35,11 +33,10 @@ public:
 private:
     py_chat_prompt apply(const json & request) const;
 
+    std::shared_ptr<py_model> model;
     common_chat_templates_ptr raw;
 
     bool is_jinja;
-    bool add_bos;
-    bool add_eos;
 };
 
 py_chat_prompt py_chat_templates::apply(const json & request) const {
@@ -47,31 +44,28 @@ py_chat_prompt py_chat_templates::apply(const json & request) const {
     res.reasoning_format = common_reasoning_format_from_name(request.value("reasoning_format", "none"));
 
     common_chat_templates_inputs inputs;
-    inputs.messages            = common_chat_msgs_parse_oaicompat(request.at("messages"));
-    inputs.tools               = common_chat_tools_parse_oaicompat(request.value("tools", json()));
-    inputs.tool_choice         = common_chat_tool_choice_parse_oaicompat(request.value("tool_choice", "auto"));
-    inputs.parallel_tool_calls = request.value("parallel_tool_calls", false);
-    inputs.json_schema         = request.contains("json_schema") ? request.at("json_schema").dump() : "";
-    inputs.grammar             = request.value("grammar", "");
-    inputs.reasoning_format    = res.reasoning_format;
-    inputs.use_jinja           = is_jinja;
-    inputs.add_bos             = add_bos;
-    inputs.add_eos             = add_eos;
-    const json options         = request.value("chat_template_kwargs", json::object()); // items() refers to it
+    inputs.messages         = common_chat_msgs_parse_oaicompat(request.at("messages"));
+    inputs.tools            = common_chat_tools_parse_oaicompat(request.value("tools", json()));
+    inputs.tool_choice      = common_chat_tool_choice_parse_oaicompat(request.value("tool_choice", "auto"));
+    inputs.json_schema      = request.contains("json_schema") ? request.at("json_schema").dump() : "";
+    inputs.grammar          = request.value("grammar", "");
+    inputs.reasoning_format = res.reasoning_format;
+    inputs.use_jinja        = is_jinja;
+    inputs.add_bos          = llama_vocab_get_add_bos(model->vocab());
+    inputs.add_eos          = llama_vocab_get_add_eos(model->vocab());
+    const json options      = request.value("chat_template_kwargs", json::object()); // items() refers to it
     for (const auto & item : options.items()) {
         inputs.chat_template_kwargs[item.key()] = item.value().dump();
     }
-    inputs.enable_thinking = inputs.chat_template_kwargs["enable_thinking"] != "false";
-    if (inputs.chat_template_kwargs["enable_thinking"].empty()) {
-        inputs.chat_template_kwargs.erase("enable_thinking");
+    inputs.enable_thinking = options.value("enable_thinking", json(true)) != false;
+    res.parse_tool_calls   = !inputs.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
+    res.params             = common_chat_templates_apply(raw.get(), inputs);
+    for (const auto & text : res.params.preserved_tokens) {
+        const llama_token token = model->single_token(text);
+        if (token != LLAMA_TOKEN_NULL) {
+            res.preserved.push_back(token);
+        }
     }
-    if (request.value("continue_final_message", false)) {
-        inputs.continue_final_message = COMMON_CHAT_CONTINUATION_AUTO;
-        inputs.add_generation_prompt  = false;
-    }
-    res.is_continuation  = inputs.continue_final_message != COMMON_CHAT_CONTINUATION_NONE;
-    res.parse_tool_calls = !inputs.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
-    res.params           = common_chat_templates_apply(raw.get(), inputs);
     return res;
 }
 
@@ -118,12 +112,8 @@ public:
     explicit py_chat_parser(const py_chat_prompt & prompt) : params(prompt.params) {
         params.reasoning_format = prompt.reasoning_format;
         params.parse_tool_calls = prompt.parse_tool_calls;
-        params.is_continuation  = prompt.is_continuation;
         if (!prompt.params.parser.empty()) {
             params.parser.load(prompt.params.parser);
-        }
-        if (prompt.is_continuation) {
-            msg = common_chat_parse("", true, params); // what is continued is not part of the answer
         }
     }
 
@@ -178,11 +168,11 @@ void register_chat(py::module_ & m) {
         .def_property_readonly("prompt", [](const py_chat_prompt & p) { return py::bytes(p.params.prompt); })
         .def_property_readonly("stop", [](const py_chat_prompt & p) { return p.params.additional_stops; })
         .def_property_readonly("grammar", [](const py_chat_prompt & p) { return p.params.grammar; })
-        .def_property_readonly("preserved", [](const py_chat_prompt & p) { return p.params.preserved_tokens; });
+        .def_property_readonly("preserved", [](const py_chat_prompt & p) { return p.preserved; });
 
     py::class_<py_chat_templates>(m, "ChatTemplates")
-        .def(py::init<const std::shared_ptr<py_model> &, const std::string &, bool>(), py::arg("model"),
-            py::arg("source"), py::arg("is_jinja"))
+        .def(py::init<std::shared_ptr<py_model>, const std::string &, bool>(), py::arg("model"), py::arg("source"),
+            py::arg("is_jinja"))
         .def(
             "apply", py::overload_cast<const std::string &>(&py_chat_templates::apply, py::const_), py::arg("request"));
 

@@ -47,10 +47,6 @@ static py::tuple hidden(py_context & ctx, const tokens_array & tokens, llama_pos
     return py::make_tuple(kept, stack(inputs, checked.size(), n_embd), stack(outputs, checked.size(), n_embd));
 }
 
-void register_hidden_states(py::class_<py_context> & c) {
-    c.def("hidden_states", hidden, py::arg("tokens"), py::arg("pos"), py::arg("seq_id"));
-}
-
 static const float * found(const float * values) {
     if (values == nullptr) {
         throw std::runtime_error("this context gives no embeddings");
@@ -90,8 +86,9 @@ static py::list embed(py_context & ctx, const std::vector<tokens_array> & sequen
     return res;
 }
 
-void register_embeddings(py::class_<py_context> & c) {
-    c.def("embed", embed, py::arg("sequences"))
+void register_context_states(py::class_<py_context> & c) {
+    c.def("hidden_states", hidden, py::arg("tokens"), py::arg("pos"), py::arg("seq_id"))
+        .def("embed", embed, py::arg("sequences"))
         .def_property_readonly("pooling_type", [](const py_context & s) { return (int) llama_pooling_type(s.raw); })
         .def_property_readonly("n_seq_max", [](const py_context & s) { return llama_n_seq_max(s.raw); });
 }

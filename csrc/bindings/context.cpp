@@ -234,7 +234,6 @@ void register_context(py::module_ & m) {
         .def("eval", eval, py::arg("tokens"), py::arg("pos"), py::arg("seq_id"))
         .def("set_mask", set_mask, py::arg("layers"), py::arg("scale"));
     register_context_memory(cls);
-    register_embeddings(cls);
-    register_hidden_states(cls);
+    register_context_states(cls);
     register_lora(m, cls);
 }

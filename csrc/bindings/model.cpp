@@ -236,11 +236,6 @@ void register_model(py::module_ & m) {
         .def_property_readonly("n_layer", [](const M & s) { return llama_model_n_layer(s.raw); })
         .def_property_readonly("n_vocab", [](const M & s) { return llama_vocab_n_tokens(s.vocab()); })
         .def_property_readonly("n_embd", [](const M & s) { return llama_model_n_embd(s.raw); })
-        .def_property_readonly("chat_template",
-            [](const M & s) {
-                const char * text = llama_model_chat_template(s.raw, nullptr);
-                return std::string(text ? text : "");
-            })
         .def_property_readonly("n_ctx_train", [](const M & s) { return llama_model_n_ctx_train(s.raw); })
         .def_property_readonly("n_params", [](const M & s) { return llama_model_n_params(s.raw); })
         .def_property_readonly("size", [](const M & s) { return llama_model_size(s.raw); })

@@ -9,6 +9,7 @@ struct py_chat_prompt {
     common_chat_params      params;
     common_reasoning_format reasoning_format = COMMON_REASONING_FORMAT_NONE;
 
-    bool is_continuation  = false;
     bool parse_tool_calls = false;
+
+    std::vector<llama_token> preserved; // control tokens that are part of the answer's text
 };

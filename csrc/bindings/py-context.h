@@ -57,8 +57,7 @@ private:
 void register_context_memory(py::class_<py_context> & c);
 
 // further methods, each in a file of its own
-void register_embeddings(py::class_<py_context> & c);
-void register_hidden_states(py::class_<py_context> & c);
+void register_context_states(py::class_<py_context> & c);
 void register_lora(py::module_ & m, py::class_<py_context> & c);
 
 // tokens given by Python; throws std::invalid_argument

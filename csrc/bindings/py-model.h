@@ -40,6 +40,9 @@ public:
 
     llama_model * raw = nullptr;
 
+    // the one token that a text is, or LLAMA_TOKEN_NULL
+    llama_token single_token(const std::string & text) const;
+
     // whether this process was forked from the one that loaded the model; the second throws std::runtime_error then
     bool is_foreign() const;
     void check_process() const;

@@ -14,26 +14,15 @@ static void set_grammar(py_sampler_params & params, const std::string & gbnf) {
     params.raw.grammar = gbnf.empty() ? common_grammar() : common_grammar(COMMON_GRAMMAR_TYPE_USER, gbnf);
 }
 
-// the one token that a text is, or LLAMA_TOKEN_NULL
-static llama_token single_token(const py_model & model, const std::string & text) {
-    const auto tokens = common_tokenize(model.vocab(), text, false, true);
-    return tokens.size() == 1 ? tokens[0] : LLAMA_TOKEN_NULL;
-}
-
 // what the answer to a chat prompt has to follow; as llama-server does
 static void set_chat(py_sampler_params & params, const py_model & model, const py_chat_prompt & prompt) {
     const common_chat_params & chat = prompt.params;
     common_params_sampling &   raw  = params.raw;
 
-    for (const auto & text : chat.preserved_tokens) {
-        const llama_token token = single_token(model, text);
-        if (token != LLAMA_TOKEN_NULL) {
-            raw.preserved_tokens.insert(token);
-        }
-    }
+    raw.preserved_tokens.insert(prompt.preserved.begin(), prompt.preserved.end());
     for (common_grammar_trigger trigger : chat.grammar_triggers) {
         const llama_token token =
-            trigger.type == COMMON_GRAMMAR_TRIGGER_TYPE_WORD ? single_token(model, trigger.value) : LLAMA_TOKEN_NULL;
+            trigger.type == COMMON_GRAMMAR_TRIGGER_TYPE_WORD ? model.single_token(trigger.value) : LLAMA_TOKEN_NULL;
         if (token != LLAMA_TOKEN_NULL && raw.preserved_tokens.count(token) != 0) {
             trigger.type  = COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN;
             trigger.token = token;

@@ -12,6 +12,11 @@ void py_model::check_token(int64_t token) const {
     }
 }
 
+llama_token py_model::single_token(const std::string & text) const {
+    const auto tokens = common_tokenize(vocab(), text, false, true);
+    return tokens.size() == 1 ? tokens[0] : LLAMA_TOKEN_NULL;
+}
+
 static std::vector<llama_token> tokenize(const py_model & model, const std::string & text, bool special, bool parse) {
     py::gil_scoped_release nogil;
     return common_tokenize(model.vocab(), text, special, parse);
@@ -24,18 +29,6 @@ static py::bytes detokenize(const py_model & model, const std::vector<llama_toke
         res += common_token_to_piece(model.vocab(), token, special);
     }
     return py::bytes(res);
-}
-
-// the texts that are one token of this vocabulary
-static std::vector<llama_token> single_tokens(const py_model & model, const std::vector<std::string> & texts) {
-    std::vector<llama_token> res;
-    for (const auto & text : texts) {
-        const auto tokens = common_tokenize(model.vocab(), text, false, true);
-        if (tokens.size() == 1) {
-            res.push_back(tokens[0]);
-        }
-    }
-    return res;
 }
 
 void register_vocab(py::class_<py_model, std::shared_ptr<py_model>> & c) {
@@ -56,6 +49,5 @@ void register_vocab(py::class_<py_model, std::shared_ptr<py_model>> & c) {
             "is_eog", [](const M & s, llama_token token) { return llama_vocab_is_eog(s.vocab(), token); },
             py::arg("token"))
         .def("tokenize", tokenize, py::arg("text"), py::arg("add_special"), py::arg("parse_special"))
-        .def("detokenize", detokenize, py::arg("tokens"), py::arg("special"))
-        .def("single_tokens", single_tokens, py::arg("texts"));
+        .def("detokenize", detokenize, py::arg("tokens"), py::arg("special"));
 }

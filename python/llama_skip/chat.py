@@ -15,7 +15,7 @@ from llama_skip.text import Piece
 Message = Mapping[str, Any]
 
 # llama-cpp-python's names of formats that llama.cpp has under another one
-FORMATS = {"llama-2": "llama2", "llama-3": "llama3", "mistral-instruct": "mistral-v1", "chatglm3": "chatglm3"}
+FORMATS = {"llama-2": "llama2", "llama-3": "llama3", "mistral-instruct": "mistral-v1"}
 
 
 class Format(NamedTuple):
@@ -159,16 +159,18 @@ def stream(
     read = _arguments_reader(tool) if tool else _reader(_core.ChatParser(prompt))
     reason: str | None = None
     has_calls = False
+    waiting: list[dict[str, Any]] = []  # of tokens that no delta was made of yet
     for piece, logprobs in stream_logprobs(request, generated_pieces(request)):
+        waiting += _chat_logprobs(logprobs)
         for delta in read(piece):
             if "tool_calls" in delta:
                 has_calls = True
                 if is_function:
                     delta["function_call"] = delta["tool_calls"][0]["function"]
-            yield make(delta, _chat_logprobs(logprobs), None)
-            logprobs = None
+            yield make(delta, _content(waiting), None)
+            waiting = []
         reason = piece.finish_reason
-    yield make({}, None, _finish_reason(reason, has_calls, is_function))
+    yield make({}, _content(waiting), _finish_reason(reason, has_calls, is_function))
 
 
 def whole(
@@ -190,7 +192,7 @@ def whole(
     if is_function and "tool_calls" in message:
         message["function_call"] = message["tool_calls"][0]["function"]
     first = results.chunk_maker(request.name)("", None, None)
-    found = [entry for _, logprobs in parts for entry in (_chat_logprobs(logprobs) or {}).get("content", [])]
+    found = [entry for _, logprobs in parts for entry in _chat_logprobs(logprobs)]
     return {
         "id": "chat" + first["id"],
         "object": "chat.completion",
@@ -260,11 +262,15 @@ def _finish_reason(reason: str | None, has_calls: bool, is_function: bool) -> st
     return reason or "length"
 
 
-def _chat_logprobs(logprobs: results.CompletionLogprobs | None) -> dict[str, Any] | None:
+def _content(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return {"content": entries, "refusal": None} if entries else None
+
+
+def _chat_logprobs(logprobs: results.CompletionLogprobs | None) -> list[dict[str, Any]]:
     if logprobs is None:
-        return None
+        return []
     rows = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
-    content = [
+    return [
         {
             "token": token,
             "bytes": None,
@@ -275,7 +281,6 @@ def _chat_logprobs(logprobs: results.CompletionLogprobs | None) -> dict[str, Any
         }
         for token, logprob, top in rows
     ]
-    return {"content": content, "refusal": None}
 
 
 def _chunk_maker(

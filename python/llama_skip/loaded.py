@@ -88,10 +88,10 @@ class LoadedModel:
 
     @property
     def _history(self) -> History:
-        if self._held is None:
-            raise RuntimeError("this Llama has only a vocabulary" if self._model else "this Llama is closed")
-        self._m.check_process()
-        return self._held
+        held = self._held if self._m else None  # raises where it is closed, or was loaded before a fork
+        if held is None:
+            raise RuntimeError("this Llama has only a vocabulary")
+        return held
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a loaded Llama cannot be pickled or copied; save_state() gives a state that can")

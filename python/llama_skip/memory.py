@@ -14,7 +14,7 @@ def fit_gpu_layers(model_path: str | os.PathLike[str], limit: float, **options: 
     Args:
         model_path: the GGUF file.
         limit: MiB on one device: weights, KV cache and compute buffers together. The host has no limit.
-        options: arguments of `Llama`, such as n_ctx, skip_layers, devices or rpc_servers.
+        options: further arguments of `Llama`, such as n_ctx, skip_layers, devices or rpc_servers.
 
     Returns:
         0 to the number of kept blocks + 1; 0 where nothing fits, or where there is no device.
@@ -24,10 +24,10 @@ def fit_gpu_layers(model_path: str | os.PathLike[str], limit: float, **options: 
     """
 
     def on_devices(n_gpu_layers: int) -> list[float]:
-        with Llama(model_path, **{**options, "n_gpu_layers": n_gpu_layers, "dry_run": True}) as llm:
+        with Llama(model_path, n_gpu_layers=n_gpu_layers, dry_run=True, **options) as llm:
             return [sum(m) for name, m in llm.memory().items() if name != "CPU"]
 
-    with Llama(model_path, **{**options, "n_gpu_layers": 0, "dry_run": True}) as llm:
+    with Llama(model_path, n_gpu_layers=0, dry_run=True, **options) as llm:
         most = llm.n_layer() - len(llm.skip_layers) + 1
     if not on_devices(most):
         return 0

@@ -328,7 +328,7 @@ class WritingModel(LoadedModel):
         n_top = (top_logprobs or 0) if logprobs else None
         request = self._request(
             sampling, tokens, max_tokens, seed, [*stops, *prompt.stop], model, n_top=n_top
-        )._replace(preserved=frozenset(self._m.single_tokens(prompt.preserved)))
+        )._replace(preserved=frozenset(prompt.preserved))
         answer = chat.stream if stream else chat.whole
         return answer(request, prompt, tool=tool, is_function=functions is not None)
 
