@@ -154,8 +154,9 @@ def test_more_texts_than_one_batch_holds(make: Any) -> None:
     texts = TEXTS * 5
     found = llm.embed(texts)
     assert len(found) == 20
-    for text, values in zip(TEXTS, found, strict=False):
-        one = np.array(llm.embed(text))
+    alone = {text: np.array(llm.embed(text)) for text in TEXTS}
+    for text, values in zip(texts, found, strict=True):
+        one = alone[text]
         assert np.abs(np.array(values) - one).max() < 0.05 * np.abs(one).max()
     response = llm.create_embedding(texts[:2], model="mine")
     assert response["model"] == "mine"
@@ -165,6 +166,13 @@ def test_more_texts_than_one_batch_holds(make: Any) -> None:
     single = llm.create_embedding("x")
     assert single["data"][0]["embedding"] == llm.embed("x")
     assert single["model"] == llm.model_path
+
+
+def test_more_texts_than_llama_cpp_has_sequences(make: Any, tiny: Path) -> None:
+    llm = make(tiny, embedding=True, pooling_type=MEAN)
+    found = np.array(llm.embed(["x"] * 300))
+    assert found.shape == (300, llm.n_embd())
+    assert np.abs(found - found[0]).max() <= 1e-3 * np.abs(found).max()  # other shapes, other sums
 
 
 def test_texts_that_cannot_be_embedded(make: Any) -> None:

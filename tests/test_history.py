@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arch_files import generated_one
 from builds import Build
-from test_cvec import generated
 
 PROMPT = "The first train left the harbour town before sunrise, and nobody"
 GREEDY = {"temperature": 0.0, "max_tokens": 6}
@@ -207,7 +207,7 @@ def test_truncate(make: Any, tokens: list[int]) -> None:
 
 
 def test_a_recurrent_model_forgets_all(stock: Build, make: Any, tmp_path: Path) -> None:
-    path = generated(stock, "mamba2", tmp_path)
+    path = generated_one(stock, "mamba2", tmp_path)
     llm = make(path, n_ctx=256)
     rows = llm.logits([1, 2, 3, 4])
     llm.truncate(2)

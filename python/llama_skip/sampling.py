@@ -16,8 +16,6 @@ TokenIds = npt.NDArray[np.intc]
 LogitsProcessor = Callable[[TokenIds, Logits], Logits]
 StoppingCriterion = Callable[[TokenIds, Logits], bool]
 
-FILTERS = ["top_k", "typ_p", "top_p", "min_p"]
-
 
 class LogitsProcessorList(list[LogitsProcessor]):
     """Processors that are applied one after the other; any iterable of them will do as well."""
@@ -107,9 +105,7 @@ class Sampling:
         """Return llama.cpp's names of the samplers, in llama-cpp-python's order."""
         if self.temperature < 0:
             return ["penalties"]
-        # the most probable token: softmax over the one that is left, not over the vocabulary
-        filters = FILTERS if self.temperature > 0 else ["top_k"]
-        return ["penalties", *filters, "temperature"]
+        return ["penalties", "top_k", "typ_p", "top_p", "min_p", "temperature"]
 
     def sampler(self, model: _core.Model, *, seed: int, last_n_tokens_size: int) -> _core.Sampler:
         """Return a new sampler.
@@ -131,6 +127,7 @@ class Sampling:
         params.samplers = self.chain()
         params.seed = seed & 0xFFFFFFFF
         params.temp = self.temperature
+        # at temperature 0 no other token is left for the softmax behind the chain
         params.top_k = self.top_k if self.temperature != 0 else 1
         params.top_p = self.top_p
         params.min_p = self.min_p
