@@ -29,6 +29,14 @@ class Server:
     def log(self) -> str:
         return self._log_file.read_text(errors="replace")
 
+    def logs(self, text: str) -> bool:
+        """Whether the log has `text`; a thread of the server's writes it, some time after the answer."""
+        for _ in range(100):
+            if text in self.log:
+                return True
+            time.sleep(0.1)
+        return False
+
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """GET, or POST with a body; an HTTP error's answer is returned like any other."""
         data = None if body is None else json.dumps(body).encode()
