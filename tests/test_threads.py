@@ -171,8 +171,9 @@ def test_a_forked_process_cannot_use_it(tiny: Path) -> None:
     code = (
         "import os, sys\nfrom llama_skip import Llama\n"
         f"options = dict(model_path={str(tiny)!r}, n_threads=1, n_threads_batch=1, verbose=False)\n"
-        "llm = Llama(**options)\nif os.fork() == 0:\n"
-        "    for call in (lambda: llm('x'), lambda: llm.tokenize(b'x'), lambda: llm.memory()):\n"
+        "llm = Llama(**options)\nstream = llm('x', stream=True)\nnext(stream)\nif os.fork() == 0:\n"
+        "    calls = [lambda: llm('x'), lambda: llm.tokenize(b'x'), lambda: llm.memory()]\n"
+        "    for call in [*calls, lambda: next(stream)]:\n"
         "        try:\n            call()\n            os._exit(1)\n"
         "        except RuntimeError as err:\n            assert 'process was forked' in str(err)\n"
         "    llm.close()\n    del llm\n"
