@@ -1,0 +1,95 @@
+"""Files that are written whole or not at all, and JSON with a format and a version."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+StrPath = str | os.PathLike[str]
+VERSION = 1
+
+
+@contextmanager
+def replacing(path: StrPath) -> Iterator[IO[bytes]]:
+    """Yield a file that takes the place of `path` when the block ends, and leaves nothing behind if it fails.
+
+    Raises:
+        OSError: the folder cannot be written, or is full.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(21, os.strerror(21), str(path))
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as err:
+        raise type(err)(err.errno, err.strerror, str(path)) from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, _mode(target))
+        os.replace(name, target)
+    except BaseException as err:
+        with suppress(OSError):
+            os.unlink(name)
+        if isinstance(err, OSError) and err.filename in (None, name):
+            raise type(err)(err.errno, err.strerror, str(path)) from None
+        raise
+
+
+def _mode(target: Path) -> int:
+    """Return the permissions of the file that is replaced, or those a new one gets."""
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def check_writable(path: StrPath) -> None:
+    """Raise OSError where replacing(path) would, before long work begins."""
+    target = Path(path)
+    existed = target.exists()
+    if not existed or target.is_dir():
+        with replacing(path):
+            pass
+        target.unlink()
+    elif not os.access(target.parent, os.W_OK):
+        raise PermissionError(13, os.strerror(13), str(path))
+
+
+def write_json(path: StrPath, kind: str, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON of the format `kind`.
+
+    Raises:
+        OSError: the file cannot be written; what it held before stays.
+        ValueError: a NaN or an infinity, which JSON does not have.
+    """
+    text = json.dumps({"format": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
+    with replacing(path) as file:
+        file.write(text.encode() + b"\n")
+
+
+def read_json(path: StrPath, kind: str) -> dict[str, Any]:
+    """Return what write_json() wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, of another format, or of a newer version.
+    """
+    try:
+        content: Any = json.loads(Path(path).read_bytes())
+    except ValueError as err:
+        raise ValueError(f"{path}: not a JSON file: {err}") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != kind:
+        raise ValueError(f"{path}: expected a file of format {kind}, not {found}")
+    if content.get("version") != VERSION:
+        raise ValueError(f"{path}: version {content.get('version')} of {kind}, this program knows {VERSION}")
+    return dict(content)
