@@ -74,7 +74,7 @@ void py_context::add_token(llama_token token, llama_pos pos, llama_seq_id seq_id
     batch.logits[i]    = is_output;
 }
 
-void py_context::decode_batch() {
+void py_context::decode_batch(const llama_batch & batch) {
     const int32_t ret = llama_decode(raw, batch);
     if (interrupt) {
         std::rethrow_exception(std::exchange(interrupt, nullptr));
@@ -91,7 +91,16 @@ void py_context::decode_batch() {
 
 void py_context::decode(
     const std::vector<llama_token> & tokens, llama_pos pos, llama_seq_id seq_id, int32_t first, float * rows) {
-    const auto    n       = (int32_t) tokens.size();
+    decode_all(tokens.data(), nullptr, (int32_t) tokens.size(), pos, seq_id, first, rows);
+}
+
+void py_context::decode_stream(
+    const float * stream, int32_t n, llama_pos pos, llama_seq_id seq_id, int32_t first, float * rows) {
+    decode_all(nullptr, stream, n, pos, seq_id, first, rows);
+}
+
+void py_context::decode_all(const llama_token * tokens, const float * stream, int32_t n, llama_pos pos,
+    llama_seq_id seq_id, int32_t first, float * rows) {
     const int32_t n_batch = llama_n_batch(raw);
     const size_t  n_vocab = llama_vocab_n_tokens(model->vocab());
 
@@ -101,9 +110,14 @@ void py_context::decode(
         for (int32_t i0 = 0; i0 < n; i0 += n_batch) {
             batch.n_tokens = 0;
             for (int32_t i = i0; i < std::min(i0 + n_batch, n); ++i) {
-                add_token(tokens[i], pos + i, seq_id, i >= first);
+                add_token(tokens != nullptr ? tokens[i] : 0, pos + i, seq_id, i >= first);
             }
-            decode_batch();
+            llama_batch given = batch;
+            if (stream != nullptr) {
+                given.token = nullptr;
+                given.embd  = const_cast<float *>(stream) + (size_t) i0 * llama_model_n_embd(model->raw);
+            }
+            decode_batch(given);
             for (int32_t i = std::max(first - i0, 0); rows != nullptr && i < batch.n_tokens; ++i) {
                 const float * row = llama_get_logits_ith(raw, i);
                 std::copy(row, row + n_vocab, rows + (i0 + i - first) * n_vocab);
@@ -139,7 +153,7 @@ void py_context::decode_sequences(const std::vector<std::vector<llama_token>> & 
         }
     }
     try {
-        decode_batch();
+        decode_batch(batch);
     } catch (const std::runtime_error & err) {
         llama_memory_clear(memory(), false);
         throw std::runtime_error(log.message(err.what()));
@@ -162,16 +176,20 @@ std::vector<llama_token> check_tokens(const py_context & ctx, const tokens_array
     return res;
 }
 
+py::array_t<float> logits_rows(const py_context & ctx, size_t n_tokens, int32_t first) {
+    if (first < 0 || (size_t) first > n_tokens) {
+        throw std::invalid_argument("first: " + std::to_string(first) + " is not within 0-" + std::to_string(n_tokens));
+    }
+    return py::array_t<float>(
+        { (py::ssize_t)(n_tokens - first), (py::ssize_t) llama_vocab_n_tokens(ctx.model->vocab()) });
+}
+
 static py::array_t<float> decode(
     py_context & ctx, const tokens_array & tokens, llama_pos pos, llama_seq_id seq_id, int32_t first) {
     const auto checked = check_tokens(ctx, tokens);
-    const auto n       = (int32_t) checked.size();
-    if (first < 0 || first > n) {
-        throw std::invalid_argument("first: " + std::to_string(first) + " is not within 0-" + std::to_string(n));
-    }
-    py::array_t<float> rows({ (py::ssize_t)(n - first), (py::ssize_t) llama_vocab_n_tokens(ctx.model->vocab()) });
-    float *            data = rows.mutable_data();
-    const auto         lock = ctx.enter();
+    auto       rows    = logits_rows(ctx, checked.size(), first);
+    float *    data    = rows.mutable_data();
+    const auto lock    = ctx.enter();
 
     py::gil_scoped_release nogil;
     ctx.decode(checked, pos, seq_id, first, data);

@@ -93,13 +93,13 @@ void hidden_states::begin(const std::vector<int32_t> & kept_, const std::string 
     scaled.assign(kept.size(), {});
 }
 
-void hidden_states::end(size_t n_values, rows & inputs, rows & outputs) {
+void hidden_states::end(size_t n_values, rows & inputs, rows * outputs) {
     stop();
     if (mismatch || first.size() != n_values) {
         throw std::runtime_error("hidden states: it is not known what the graph of architecture '" + arch +
                                  "' calls the stream that enters block " + std::to_string(kept[0]));
     }
-    for (size_t i = 0; i < kept.size(); ++i) {
+    for (size_t i = 0; i + (outputs == nullptr) < kept.size(); ++i) {
         if (ends[i].size() != n_values) {
             throw std::runtime_error("hidden states: it is not known what the graph of architecture '" + arch +
                                      "' calls the stream that leaves block " + std::to_string(kept[i]));
@@ -108,11 +108,9 @@ void hidden_states::end(size_t n_values, rows & inputs, rows & outputs) {
     inputs.clear();
     inputs.push_back(std::move(first));
     inputs.insert(inputs.end(), ends.begin(), ends.end() - 1);
-    outputs = std::move(ends);
-    for (size_t i = 0; i < kept.size(); ++i) {
-        if (!scaled[i].empty()) {
-            outputs[i] = std::move(scaled[i]);
-        }
+    for (size_t i = 0; outputs != nullptr && i < kept.size(); ++i) {
+        outputs->push_back(std::move(scaled[i].empty() ? ends[i] : scaled[i]));
     }
+    ends.clear();
     scaled.clear();
 }

@@ -19,8 +19,9 @@ public:
 
     void stop() { active = false; }
 
-    // stops; throws std::runtime_error where the graph did not name a state of n_values
-    void end(size_t n_values, rows & inputs, rows & outputs);
+    // stops; throws std::runtime_error where the graph did not name a state of n_values; outputs may be null, and then
+    // the last block may have ended with fewer rows
+    void end(size_t n_values, rows & inputs, rows * outputs);
 
 private:
     // where the data of t goes, or null; `source`: the tensor that has it

@@ -30,6 +30,10 @@ public:
     void decode(
         const std::vector<llama_token> & tokens, llama_pos pos, llama_seq_id seq_id, int32_t first, float * rows);
 
+    // The same for `n` rows of the residual stream, [n, n_embd], as what enters the first block that runs.
+    void decode_stream(
+        const float * stream, int32_t n, llama_pos pos, llama_seq_id seq_id, int32_t first, float * rows);
+
     llama_memory_t memory() const { return llama_get_memory(raw); }
 
     // Decodes sequences at once, each from position 0 of its own, with all tokens as outputs.
@@ -45,7 +49,9 @@ public:
 
 private:
     void add_token(llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output);
-    void decode_batch();
+    void decode_batch(const llama_batch & batch);
+    void decode_all(const llama_token * tokens, const float * stream, int32_t n, llama_pos pos, llama_seq_id seq_id,
+        int32_t first, float * rows);
 
     std::mutex         mutex;
     llama_batch        batch = {};
@@ -63,3 +69,6 @@ void register_lora(py::module_ & m, py::class_<py_context> & c);
 // tokens given by Python; throws std::invalid_argument
 using tokens_array = py::array_t<int64_t, py::array::c_style>;
 std::vector<llama_token> check_tokens(const py_context & ctx, const tokens_array & tokens);
+
+// [n_tokens - first, n_vocab]; throws std::invalid_argument where `first` is not within 0 to n_tokens
+py::array_t<float> logits_rows(const py_context & ctx, size_t n_tokens, int32_t first);

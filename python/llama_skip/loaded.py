@@ -41,6 +41,20 @@ class HiddenStates(NamedTuple):
     outputs: npt.NDArray[np.float32]
 
 
+class Trace(NamedTuple):
+    """What a model computed of some tokens.
+
+    Attributes:
+        blocks: the kept blocks, in the file's numbering, [n_kept].
+        inputs: what enters each of them, float32 [n_kept, n_tokens, n_embd].
+        logits: float32 [n_tokens - first, n_vocab].
+    """
+
+    blocks: list[int]
+    inputs: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
+
+
 class LoadedModel:
     """What `Llama` is built on: everything but the writing of text."""
 
@@ -281,6 +295,38 @@ class LoadedModel:
             RuntimeError: as by eval(), or an architecture that names or shapes the stream in another way.
         """
         return HiddenStates(*self._history.hidden_states(tokens))
+
+    def trace(self, tokens: Sequence[int], *, first: int = 0) -> Trace:
+        """Return what enters each kept block and the logits, for tokens evaluated in an empty context.
+
+        Args:
+            tokens: the tokens, which the context holds afterwards.
+            first: leave out the logits before this row.
+
+        Raises:
+            ValueError, RuntimeError: as by hidden_states().
+        """
+        return Trace(*self._history.trace(tokens, first))
+
+    def resume(self, stream: npt.NDArray[np.float32], *, first: int = 0) -> npt.NDArray[np.float32]:
+        """Return the logits that follow from the residual stream where the first kept block begins.
+
+        With blocks 0 to l - 1 masked and what trace() says enters block l, these are the logits of trace(),
+        unless the architecture hands blocks more than the stream; compare them before relying on it. The
+        context is empty afterwards.
+
+        Args:
+            stream: rows of the stream, float32 [n_tokens, n_embd].
+            first: leave out the logits before this row.
+
+        Returns:
+            A copy, float32 [n_tokens - first, n_vocab].
+
+        Raises:
+            ValueError: another shape.
+            RuntimeError: an architecture that takes other input, or llama.cpp fails.
+        """
+        return self._history.resume(stream, first)
 
     def save_state(self) -> LlamaState:
         """Return what the context holds; load_state() brings it back, in this object or a like one.
