@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-ROWS = 32  # as many rows of logits are in float64 at a time
+CHUNK = 1 << 18  # logits worked on at a time: they and what is made of them fit into a processor's cache
 
 
 class Logits(Protocol):
@@ -27,21 +27,39 @@ class Perplexity(NamedTuple):
     n_tokens: int
 
 
-def log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Return log-probabilities in nats, float64, over the last axis."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    x -= np.log(np.exp(x).sum(axis=-1, keepdims=True))
-    return x
+def chunks(logits: npt.NDArray[np.float32]) -> Iterator[slice]:
+    """Yield slices of rows of `logits` [n, n_vocab] to work on one after the other."""
+    n, n_vocab = logits.shape
+    step = max(CHUNK // n_vocab, 1)
+    yield from (slice(i, min(i + step, n)) for i in range(0, n, step))
 
 
-def surprisal(logits: npt.NDArray[np.floating], targets: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Return -log p of each target in nats, float64 [n]; row i of `logits` [n, n_vocab] predicts target i."""
-    parts = []
-    for i in range(0, len(targets), ROWS):
-        chosen = np.asarray(targets[i : i + ROWS])
-        parts.append(-log_softmax(logits[i : i + len(chosen)])[np.arange(len(chosen)), chosen])
-    return np.concatenate(parts)
+def check_finite(values: npt.NDArray[np.float64], logits: npt.NDArray[np.float32]) -> None:
+    """Raise ValueError where a value, computed from the same row of `logits`, is not finite."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        what = "NaN" if np.isnan(logits[bad]).any() else "infinity"
+        raise ValueError(f"{what} in the logits of {bad.size} of {len(values)} tokens")
+
+
+def surprisal(logits: npt.NDArray[np.float32], targets: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return -log p of each target in nats, float64 [n]; row i of `logits` [n, n_vocab] predicts target i.
+
+    It rounds where llama-perplexity does, so that all digits which that prints are the same.
+
+    Raises:
+        ValueError: NaN or infinity in the logits.
+    """
+    found = np.empty(len(targets))
+    chosen = np.asarray(targets)
+    for rows in chunks(logits[: len(targets)]):
+        with np.errstate(invalid="ignore"):
+            x = logits[rows] - logits[rows].max(axis=1, keepdims=True)
+        # expf() is exp() rounded to float32; numpy's own float32 exp() is often one digit off
+        total = np.exp(x.astype(np.float64)).astype(np.float32).sum(axis=1, dtype=np.float64)
+        found[rows] = np.log(total) - x[np.arange(len(x)), chosen[rows]]
+    check_finite(found, logits)
+    return found
 
 
 def windows(tokens: Sequence[int], n_ctx: int, bos: int | None) -> Iterator[list[int]]:
@@ -59,10 +77,19 @@ def windows(tokens: Sequence[int], n_ctx: int, bos: int | None) -> Iterator[list
         yield window
 
 
+def window_logits(llm: Logits, window: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Return the logits that predict window_targets(), float32 [n_ctx - n_ctx // 2 - 1, n_vocab]."""
+    return llm.logits(window, first=len(window) // 2)[:-1]
+
+
+def window_targets(window: Sequence[int]) -> Sequence[int]:
+    """Return the tokens that are scored: the second half's but its first."""
+    return window[len(window) // 2 + 1 :]
+
+
 def window_surprisal(llm: Logits, window: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Return -log p in nats of the second half's tokens but its first, float64 [n_ctx - n_ctx // 2 - 1]."""
-    first = len(window) // 2
-    return surprisal(llm.logits(window, first=first), window[first + 1 :])
+    """Return -log p of window_targets() in nats, float64 [n_ctx - n_ctx // 2 - 1]."""
+    return surprisal(window_logits(llm, window), window_targets(window))
 
 
 def perplexity(surprisals: Iterable[npt.NDArray[np.float64]]) -> Perplexity:
@@ -105,7 +132,7 @@ def measure(
         on_window: called after each window.
 
     Raises:
-        ValueError: a text that fills no window.
+        ValueError: a text that fills no window, or NaN or infinity in the logits.
     """
 
     def scored() -> Iterator[npt.NDArray[np.float64]]:
