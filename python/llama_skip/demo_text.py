@@ -32,14 +32,15 @@ class Text(NamedTuple):
     n_ctx: int
 
 
-def own_writing(llm: Llama, n_ctx: int, bar: Progress) -> Text:
+def own_writing(llm: Llama, n_ctx: int, bar: Progress, n_windows: int = N_WINDOWS) -> Text:
     """Return a few windows of what the model itself writes: it needs no file, and no network."""
+    n_pieces = 10 * own_writing_steps(n_ctx, n_windows)
     pieces: list[str] = []
     tokens: list[int] = []
     for i, prompt in enumerate(cycle(PROMPTS)):
-        if len(tokens) >= N_WINDOWS * n_ctx:
+        if len(tokens) >= n_windows * n_ctx:
             break
-        if i == 50:
+        if i == n_pieces:
             raise RuntimeError("the model writes too little for a text, name one with -f")
         result = llm.create_completion(
             prompt,
@@ -57,12 +58,12 @@ def own_writing(llm: Llama, n_ctx: int, bar: Progress) -> Text:
         bar.step()
     n_prompts = min(len(pieces), len(PROMPTS))
     source = f"what the unpruned model itself writes after {n_prompts} mixed prompts, seed {SEED}"
-    return Text(tokens[: N_WINDOWS * n_ctx], source, n_ctx)
+    return Text(tokens[: n_windows * n_ctx], source, n_ctx)
 
 
-def own_writing_steps(n_ctx: int) -> int:
+def own_writing_steps(n_ctx: int, n_windows: int = N_WINDOWS) -> int:
     """Return about how many pieces own_writing() needs."""
-    return -(-N_WINDOWS * n_ctx // LENGTH)
+    return -(-n_windows * n_ctx // LENGTH)
 
 
 def from_file(llm: Llama, path: str, n_ctx: int, n_windows: int) -> Text:

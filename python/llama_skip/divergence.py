@@ -82,6 +82,26 @@ def top1(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) ->
     return same
 
 
+def scored(
+    logits: npt.NDArray[np.float32], window: Sequence[int], reference: npt.NDArray[np.float32] | None
+) -> Scored:
+    """Return what is measured on a window by the logits that predict its targets.
+
+    Args:
+        logits: of perplexity.window_logits().
+        window: as of perplexity.windows().
+        reference: the reference model's logits; None: these are the reference's.
+
+    Raises:
+        ValueError: NaN or infinity in the logits.
+    """
+    surprisals = surprisal(logits, window_targets(window))
+    if reference is None:
+        n = len(surprisals)
+        return Scored(surprisals, np.zeros(n), np.ones(n, dtype=np.bool_))
+    return Scored(surprisals, kl_divergence(logits, reference), top1(logits, reference))
+
+
 def score_window(
     llm: Logits, window: Sequence[int], reference: npt.NDArray[np.float32] | None = None
 ) -> tuple[Scored, npt.NDArray[np.float32]]:
@@ -96,11 +116,7 @@ def score_window(
         ValueError: NaN or infinity in the logits.
     """
     logits = window_logits(llm, window)
-    surprisals = surprisal(logits, window_targets(window))
-    if reference is None:
-        n = len(surprisals)
-        return Scored(surprisals, np.zeros(n), np.ones(n, dtype=np.bool_)), logits
-    return Scored(surprisals, kl_divergence(logits, reference), top1(logits, reference)), logits
+    return scored(logits, window, reference), logits
 
 
 def summary(pieces: Sequence[Scored]) -> tuple[Perplexity, Divergence]:

@@ -91,13 +91,13 @@ class History:
     def trace(
         self, tokens: Sequence[int], first: int
     ) -> tuple[list[int], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Hold exactly `tokens`; return the kept blocks, what enters each of them, and logits from `first` on."""
+        """Hold exactly `tokens`; return the kept blocks, what enters them, and logits from `first` on."""
         with self.lock:
             self.truncate(0)
             return self._append(tokens, lambda array, pos: self.context.trace(array, pos, 0, first))
 
     def resume(self, stream: npt.NDArray[np.float32], first: int) -> npt.NDArray[np.float32]:
-        """Return the logits of rows of the stream that enter the first block that runs; the context is empty then."""
+        """Return the logits of rows of the stream that enter the first block that runs."""
         with self._change():
             self.truncate(0)
             rows = self.context.resume(np.ascontiguousarray(stream, dtype=np.float32), 0, 0, first)

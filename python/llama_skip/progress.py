@@ -11,15 +11,15 @@ from typing import Any, Protocol
 class Progress(Protocol):
     """What the long steps of a command report to."""
 
-    def step(self) -> None:
-        """One step is done."""
+    def step(self, n: int = 1) -> None:
+        """`n` steps are done."""
 
     def say(self, text: str) -> None:
         """Show what is being done."""
 
 
 class _Silent:
-    def step(self) -> None:
+    def step(self, n: int = 1) -> None:
         pass
 
     def say(self, text: str) -> None:
@@ -31,8 +31,8 @@ class _Bar:
         tqdm: Any = import_module("tqdm").tqdm
         self.bar = tqdm(total=total, leave=False, bar_format="{l_bar}{bar}| {elapsed}<{remaining}")
 
-    def step(self) -> None:
-        self.bar.update()
+    def step(self, n: int = 1) -> None:
+        self.bar.update(n)
 
     def say(self, text: str) -> None:
         self.bar.set_description(text)

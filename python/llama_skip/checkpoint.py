@@ -1,0 +1,79 @@
+"""Where a long measurement goes on after it was stopped: what is known so far, in one file."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_skip.divergence import Scored
+from llama_skip.files import StrPath, replacing
+from llama_skip.search import Sweep
+
+DICTS = ("refused", "prior")  # of a step, by block
+
+
+class Checkpoint:
+    """The step that is being measured, beside the file of the result; it is only read for the same `key`."""
+
+    def __init__(self, output: StrPath | None, key: dict[str, Any]) -> None:
+        self.path = None if output is None else Path(f"{output}.part")
+        self.key = json.dumps(key, sort_keys=True)
+
+    def load(self, out: list[int]) -> Sweep | None:
+        """Return the step without the blocks `out`, if it was begun."""
+        try:
+            if self.path is None:
+                return None
+            with np.load(self.path) as file:
+                if str(file["key"]) != self.key or file["out"].tolist() != out:
+                    return None
+                blocks, counts = file["blocks"].tolist(), file["counts"].tolist()
+                pieces = {
+                    block: _pieces(file, f"b{block}", n) for block, n in zip(blocks, counts, strict=True)
+                }
+                return Sweep(
+                    out,
+                    file["alive"].tolist(),
+                    _pieces(file, "base", int(file["n_base"])),
+                    pieces,
+                    *({int(b): value for b, value in json.loads(str(file[name])).items()} for name in DICTS),
+                )
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+            return None
+
+    def save(self, state: Sweep) -> None:
+        """Write what is measured so far.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self.path is None:
+            return
+        arrays: dict[str, Any] = {
+            "key": self.key,
+            "out": np.array(state.out, dtype=np.int64),
+            "alive": np.array(state.alive, dtype=np.int64),
+            "n_base": len(state.base),
+            "blocks": np.array(list(state.samples), dtype=np.int64),
+            "counts": np.array([len(pieces) for pieces in state.samples.values()], dtype=np.int64),
+            **{name: json.dumps(getattr(state, name)) for name in DICTS},
+        }
+        for name, pieces in [("base", state.base), *((f"b{b}", p) for b, p in state.samples.items())]:
+            for i, piece in enumerate(pieces):
+                for field, values in piece._asdict().items():
+                    arrays[f"{name}/{i}/{field}"] = values
+        with replacing(self.path) as file:
+            np.savez(file, **arrays)
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _pieces(file: Any, name: str, n: int) -> list[Scored]:
+    return [Scored(*(file[f"{name}/{i}/{field}"] for field in Scored._fields)) for i in range(n)]

@@ -1,0 +1,371 @@
+"""`llama-skip score`: what each block costs, and the order in which blocks go."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_skip import perplexity, search
+from llama_skip.checkpoint import Checkpoint
+from llama_skip.command import Parser, UsageError, run
+from llama_skip.demo_text import Text, from_file, own_writing, own_writing_steps
+from llama_skip.divergence import summary
+from llama_skip.files import StrPath, check_writable
+from llama_skip.identity import block_bytes, identify
+from llama_skip.influence import StreamStatistics
+from llama_skip.llama import Llama
+from llama_skip.loaded import MIB
+from llama_skip.options import add_model_options, model_options
+from llama_skip.progress import Progress, progress
+from llama_skip.scorefile import BlockScore, Score, Step, TextInfo, read_score, share_of_blocks, write_score
+from llama_skip.stream import Runner
+
+N_TOKENS = 4096
+FRACTION = 0.3
+# what a score may differ in and still be gone on with
+FREE_SETTINGS = ("n_threads", "n_threads_batch", "n_gpu_layers", "devices", "rpc_servers", "n_path")
+
+
+def score_model(
+    model_path: StrPath,
+    *,
+    text: StrPath | None = None,
+    output: StrPath | None = None,
+    n_tokens: int = N_TOKENS,
+    n_ctx: int = 512,
+    n_path: int | None = None,
+    shortcuts: bool = True,
+    bar: Progress | None = None,
+    **options: Any,
+) -> Score:
+    """Measure what each block costs, and the greedy order in which blocks go.
+
+    At each step of the greedy path the block goes without which the KL divergence from the full model is
+    smallest. Perplexity and divergence count the second half of each window, as llama-perplexity does.
+
+    Args:
+        model_path: the GGUF file.
+        text: a text to calibrate on; None: what the model itself writes after mixed prompts, fixed seed.
+        output: the score file, written after each step; one that was begun with the same model, text and
+            settings is gone on with, also towards a longer path.
+        n_tokens: tokens of the text to use at most, whole windows of n_ctx.
+        n_ctx: tokens in a window.
+        n_path: blocks on the greedy path; None: 30 % of all.
+        shortcuts: False: measure each candidate of each step on all tokens and from the first block on.
+        bar: shown what is done.
+        options: further arguments of `Llama`.
+
+    Raises:
+        ValueError: a text or path too short or long, NaN in the logits, an output that holds something else.
+        OSError, llama_skip.ModelLoadError: a file cannot be read or written, or is no model.
+    """
+    if output is not None:
+        check_writable(output)
+    model = identify(model_path)
+    n_path = share_of_blocks(FRACTION, model.n_layer) if n_path is None else n_path
+    if not 0 < n_path < model.n_layer:
+        raise ValueError(f"a path of {n_path} blocks: the model has {model.n_layer}, one has to stay")
+    if n_ctx < 32 or n_tokens < n_ctx:
+        raise ValueError(f"{n_tokens} tokens in windows of {n_ctx}: at least one window of 32 is needed")
+    bar = bar or _Quiet()
+    with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **{"verbose": False, **options}) as llm:
+        bar.say("reading the text" if text else "writing the text")
+        words = _text(llm, text, n_ctx, n_tokens // n_ctx, bar)
+        settings = {
+            **options,
+            "n_tokens": n_tokens,
+            "n_ctx": n_ctx,
+            "n_path": n_path,
+            "shortcuts": shortcuts,
+            "rules": {"z": search.Z, "slack": search.SLACK, "far": search.FAR},
+        }
+        fresh = Score(model, _text_info(words, text), settings, False, 0.0, 0.0)
+        score = _begun(fresh, output) if output is not None else fresh
+        return _measure(llm, model_path, words, score, output, bar)
+
+
+class _Quiet:
+    def step(self, n: int = 1) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def _text(llm: Llama, path: StrPath | None, n_ctx: int, n_windows: int, bar: Progress) -> Text:
+    if path is None:
+        return own_writing(llm, n_ctx, bar, n_windows)
+    words = from_file(llm, str(path), n_ctx, n_windows)
+    if words.n_ctx < n_ctx:
+        n = len(words.tokens)
+        raise ValueError(f"{path}: {n} tokens, but a window is {n_ctx}: give a longer text, or a smaller -c")
+    return words
+
+
+def _text_info(words: Text, path: StrPath | None) -> TextInfo:
+    n_windows = len(words.tokens) // words.n_ctx
+    n_tokens = n_windows * words.n_ctx
+    return TextInfo(
+        source="self" if path is None else "file",
+        name=words.source if path is None else Path(path).name,
+        sha256=hashlib.sha256(np.asarray(words.tokens[:n_tokens], dtype="<i4").tobytes()).hexdigest(),
+        n_tokens=n_tokens,
+        n_ctx=words.n_ctx,
+        n_windows=n_windows,
+        n_scored=n_windows * (words.n_ctx - words.n_ctx // 2 - 1),
+    )
+
+
+def _key(score: Score) -> dict[str, Any]:
+    """Return what has to be the same for a score to be gone on with."""
+    settings = {name: value for name, value in score.settings.items() if name not in FREE_SETTINGS}
+    return {"file_id": score.model.file_id, "text": score.text.sha256, **settings}
+
+
+def _begun(fresh: Score, output: StrPath) -> Score:
+    """Return the score in `output` with the settings of `fresh`, or `fresh` where there is none."""
+    if not Path(output).exists():
+        return fresh
+    found = read_score(output)
+    old, new = _key(found), _key(fresh)
+    different = [name for name in new if old.get(name) != new[name]]
+    if different:
+        raise ValueError(
+            f"{output}: holds a score with another {different[0]} ({old.get(different[0])}, not "
+            f"{new[different[0]]}); remove it or name another file"
+        )
+    longer = fresh.settings["n_path"] > len(found.path)
+    return replace(found, settings=fresh.settings, complete=found.complete and not longer)
+
+
+def _measure(
+    llm: Llama, model_path: StrPath, words: Text, score: Score, output: StrPath | None, bar: Progress
+) -> Score:
+    """Go on with a score until its path is complete."""
+    if score.complete:
+        return score
+    checkpoint = Checkpoint(output, _key(score))
+    bos = llm.token_bos() if llm.adds_bos else None
+    windows = list(perplexity.windows(words.tokens, words.n_ctx, bos))
+    race, n_path = score.settings["shortcuts"], score.settings["n_path"]
+    runner = Runner(llm, windows[0], shortcuts=race)
+    if not score.path:
+        score = _stream(score, runner, windows, model_path, bar)
+    sizes = [block.weights_bytes for block in score.blocks]
+    prior = {block.block: block.kld for block in score.blocks if block.kld is not None}
+    out = [step.block for step in score.path]
+    while True:
+        k = len(out)
+        state = checkpoint.load(out) or search.Sweep(
+            out, _candidates(score, out) if k < n_path else [], prior=prior if out else {}
+        )
+        bar.say(f"{k} of {n_path} blocks chosen")
+
+        def on_window(state: search.Sweep = state, k: int = k) -> None:
+            bar.step(_weight(k, n_path, llm.n_layer()))
+            checkpoint.save(state)
+
+        bar.step(_weight(k, n_path, llm.n_layer()) * len(state.base))
+        search.run(state, runner, windows, n_path=n_path, race=race, on_window=on_window)
+        score = _with_path(score, state, sizes) if out else _with_blocks(score, state)
+        score = replace(score, complete=k == n_path or not state.alive)
+        if output is not None:
+            write_score(output, score)
+        if score.complete:
+            checkpoint.remove()
+            return score
+        prior = {**state.prior, **state.costs()}
+        out = [*out, state.best()]
+
+
+def _candidates(score: Score, out: Sequence[int]) -> list[int]:
+    return [block.block for block in score.blocks if block.block not in out and block.refused is None]
+
+
+def _weight(k: int, n_path: int, n_layer: int) -> int:
+    """Return about how many evaluations step k takes a window."""
+    return n_layer if k == 0 else 1 if k == n_path else 8
+
+
+def steps(n_windows: int, n_path: int, n_layer: int) -> int:
+    """Return the steps of the progress bar that score_model() takes after the text is there."""
+    return n_windows * sum((1, *(_weight(k, n_path, n_layer) for k in range(n_path + 1))))
+
+
+def _stream(
+    score: Score, runner: Runner, windows: Sequence[Sequence[int]], model_path: StrPath, bar: Progress
+) -> Score:
+    """Return the score with what the residual stream says, and with what each block takes."""
+    llm, n_layer = runner.llm, score.model.n_layer
+    kv_bytes = _kv_bytes(model_path, score.settings, n_layer)
+    blocks = [BlockScore(il, weights_bytes=n) for il, n in enumerate(block_bytes(model_path))]
+    blocks = [replace(block, kv_bytes_per_token=kv_bytes[block.block]) for block in blocks]
+    if not runner.has_states:
+        bar.step(len(windows))
+        return replace(score, blocks=blocks)
+    bar.say("residual stream")
+    statistics = StreamStatistics(n_layer)
+    llm.set_mask(None)
+    for index, window in enumerate(windows):
+        states = llm.hidden_states(window)
+        runner.keep(index, states.inputs[-1])
+        statistics.add(np.concatenate([states.inputs, states.outputs[-1:]]))
+        bar.step()
+    norms = statistics.norms.tolist()
+    blocks = [
+        replace(block, influence=influence, norm_in=norm_in, norm_out=norm_out)
+        for block, influence, norm_in, norm_out in zip(
+            blocks, statistics.influence.tolist(), norms, norms[1:], strict=False
+        )
+    ]
+    return replace(score, blocks=blocks, angular=statistics.angular)
+
+
+def _kv_bytes(model_path: StrPath, settings: Mapping[str, Any], n_layer: int) -> list[float]:
+    """Return the KV bytes per token that leaving out each block saves, from dry runs."""
+    names = ("n_ctx", "type_k", "type_v", "flash_attn", "n_batch", "n_ubatch")
+    options = {name: settings[name] for name in names if name in settings}
+
+    def kv(layers: list[int]) -> float:
+        with Llama(model_path, skip_layers=layers, dry_run=True, verbose=False, **options) as llm:
+            return sum(device.kv for device in llm.memory().values()) * MIB / llm.n_ctx()
+
+    full, saved = kv([]), []
+    for il in range(n_layer):
+        try:
+            saved.append(full - kv([il]))
+        except (ValueError, RuntimeError):  # this block cannot go, which the search finds out too
+            saved.append(0.0)
+    return saved
+
+
+def _with_blocks(score: Score, state: search.Sweep) -> Score:
+    """Return the score with what the first step measured."""
+    full, _ = summary(state.base)
+    blocks = []
+    for block in score.blocks:
+        if block.block in state.samples:
+            ppl, kld = summary(state.samples[block.block])
+            block = replace(
+                block,
+                perplexity=ppl.value,
+                perplexity_error=ppl.error,
+                kld=kld.mean,
+                kld_error=kld.error,
+                n_scored=kld.n_tokens,
+            )
+        blocks.append(replace(block, refused=state.refused.get(block.block)))
+    return replace(score, perplexity=full.value, perplexity_error=full.error, blocks=blocks)
+
+
+def _with_path(score: Score, state: search.Sweep, sizes: Sequence[int]) -> Score:
+    """Return the score with one more step, whose block went last."""
+    ppl, kld = summary(state.base)
+    step = Step(
+        block=state.out[-1],
+        perplexity=ppl.value,
+        perplexity_error=ppl.error,
+        kld=kld.mean,
+        kld_error=kld.error,
+        top1=kld.top1,
+        n_scored=kld.n_tokens,
+        bytes=sum(sizes[block] for block in state.out),
+    )
+    return replace(score, path=[*score.path[: len(state.out) - 1], step])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score a model and print what was found."""
+    args = _parser().parse_args(argv)
+    return run(lambda: _score(args))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="llama-skip score", description=__doc__)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a GGUF file")
+    add("-f", "--file", metavar="TEXT", help="text to calibrate on (default: the model's own writing)")
+    add("-o", "--output", metavar="FILE", help="score file (default: MODEL's name with .score.json, here)")
+    add("--tokens", metavar="N", type=int, default=N_TOKENS, help=f"tokens of TEXT (default: {N_TOKENS})")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--blocks", metavar="K", type=int, help="blocks on the greedy path")
+    length.add_argument(
+        "--fraction",
+        metavar="F",
+        type=float,
+        default=FRACTION,
+        help=f"share of the blocks (default: {FRACTION})",
+    )
+    add(
+        "--no-shortcuts",
+        action="store_true",
+        help="measure each candidate on all tokens from the first block on",
+    )
+    add("--json", action="store_true", help="print the score file")
+    add_model_options(parser)
+    return parser
+
+
+def _score(args: argparse.Namespace) -> int:
+    options = model_options(args)
+    n_ctx = options.pop("n_ctx")
+    model = identify(args.model)
+    try:
+        n_path = share_of_blocks(args.fraction, model.n_layer) if args.blocks is None else args.blocks
+    except ValueError as err:
+        raise UsageError(f"--fraction: {err}") from None
+    output = args.output or f"{Path(args.model).stem}.score.json"
+    n_windows = max(args.tokens // n_ctx, 1)
+    total = steps(n_windows, n_path, model.n_layer)
+    total += 0 if args.file else own_writing_steps(n_ctx, n_windows)
+    print(f"score: {args.model}, {args.tokens} tokens, {n_path} of {model.n_layer} blocks", file=sys.stderr)
+    try:
+        with progress(total) as bar:
+            score = score_model(
+                args.model,
+                text=args.file,
+                output=output,
+                n_tokens=args.tokens,
+                n_ctx=n_ctx,
+                n_path=n_path,
+                shortcuts=not args.no_shortcuts,
+                bar=bar,
+                **options,
+            )
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from {output}", file=sys.stderr)
+        raise
+    print(f"written: {output}", file=sys.stderr)
+    print(Path(output).read_text() if args.json else "\n".join(table(score)))
+    return 0
+
+
+def table(score: Score) -> Iterator[str]:
+    """Yield the lines of what a person wants to see of a score."""
+    text = score.text
+    yield f"{score.model.name}: {score.model.n_layer} blocks, {score.model.file_type}; {text.name}"
+    yield f"full model: perplexity {score.perplexity:.3f} +- {score.perplexity_error:.3f}"
+    yield ""
+    yield " block  influence     norm in    norm out  perplexity  KL divergence     MiB"
+    for b in score.blocks:
+        cells = [_cell(b.influence, "11.4f"), _cell(b.norm_in, "12.1f"), _cell(b.norm_out, "12.1f")]
+        cells += [_cell(b.perplexity, "12.2f"), _cell(b.kld, "15.4f"), f"{b.weights_bytes / MIB:8.2f}"]
+        yield f"{b.block:6d}{''.join(cells)}" + (f"  cannot go: {b.refused}" if b.refused else "")
+    yield ""
+    yield "  step  block  perplexity  KL divergence   same top token  MiB left out"
+    for i, step in enumerate(score.path, 1):
+        yield (
+            f"{i:6d}{step.block:7d}{step.perplexity:12.2f}{step.kld:15.4f}{step.top1:17.3f}"
+            f"{step.bytes / MIB:14.2f}"
+        )
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-".rjust(int(form.split(".")[0])) if value is None else format(value, form)

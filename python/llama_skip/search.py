@@ -1,0 +1,148 @@
+"""The greedy order in which blocks go: each time the one without which the model diverges least.
+
+The candidates of a step race: all are measured on the same windows, and those that are clearly worse than the
+best one retire. Who need not start follows from what a block cost when it was last measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_skip.divergence import Scored, kl_divergence, scored
+from llama_skip.loaded import Trace
+from llama_skip.stream import Logits, Runner
+
+Z = 3.0  # a candidate retires when it is worse than the best by so many standard errors
+SLACK = 2.0  # a block may have become cheaper by this factor since it was last measured
+FAR = 2.0  # a block that alone costs so many times what the path's dearest does is not measured closer
+
+
+@dataclass
+class Sweep:
+    """One step: the model without the blocks that went, and without one more of each candidate.
+
+    Attributes:
+        out: the blocks that went.
+        alive: candidates that are still measured, cheapest first by what is known before.
+        base: what the model without `out` gives, a piece for each window.
+        samples: the same for each candidate; one that retired has fewer.
+        refused: why a candidate cannot be left out.
+        prior: what each block cost when it was measured last; {} at the first step.
+    """
+
+    out: list[int]
+    alive: list[int]
+    base: list[Scored] = field(default_factory=list)
+    samples: dict[int, list[Scored]] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+    prior: dict[int, float] = field(default_factory=dict)
+
+    def kld(self, block: int) -> npt.NDArray[np.float64]:
+        """Return the KL divergence without `block` too, nats, of each token it was measured on."""
+        return np.concatenate([piece.kld for piece in self.samples[block]])
+
+    def costs(self) -> dict[int, float]:
+        """Return by how much the mean divergence grows without each block, where it was measured."""
+        base = [piece.kld.mean() for piece in self.base]
+        return {
+            block: float(self.kld(block).mean() - np.mean(base[: len(pieces)]))
+            for block, pieces in self.samples.items()
+        }
+
+    def best(self) -> int:
+        """Return the candidate that was measured on most windows and diverges least."""
+        return min(self.alive, key=lambda block: self.kld(block).mean())
+
+
+def run(
+    state: Sweep,
+    runner: Runner,
+    windows: Sequence[Sequence[int]],
+    *,
+    n_path: int,
+    race: bool = True,
+    on_window: Callable[[], object] = lambda: None,
+) -> None:
+    """Measure a step from the window on that `state` stopped at, and add what is found to it.
+
+    Args:
+        state: the step.
+        runner: gives the logits.
+        windows: of the text.
+        n_path: blocks that are to go in all.
+        race: False: measure every candidate on every window.
+        on_window: called after each window.
+
+    Raises:
+        ValueError: NaN or infinity in the logits.
+    """
+    state.alive.sort(key=lambda block: state.prior.get(block, 0.0))
+    for index in range(len(state.base), len(windows)):
+        window = windows[index]
+        racing = len(state.alive) > 1 or not race or not state.out
+        trace = runner.trace(window, state.out, logits_only=not racing)
+        full = runner.reference(index, window) if state.out else trace.logits
+        base = scored(trace.logits, window, full if state.out else None)
+        if racing:
+            _measure(state, runner, window, trace, full, base, race)
+        state.base.append(base)
+        if race and racing:
+            if state.out:
+                _retire(state)
+            elif 4 * len(state.base) >= len(windows):
+                _retire_far(state, n_path)
+        on_window()
+
+
+def _measure(
+    state: Sweep,
+    runner: Runner,
+    window: Sequence[int],
+    trace: Trace,
+    full: Logits,
+    base: Scored,
+    race: bool,
+) -> None:
+    least = np.inf
+    for block in list(state.alive):
+        is_new = block not in state.samples
+        if is_new and race and state.prior.get(block, 0.0) > SLACK * least:
+            state.alive.remove(block)  # and so are all that follow, which cost more
+            continue
+        try:
+            logits = runner.without(window, state.out, block, trace)
+        except ValueError as err:
+            state.refused[block] = str(err)
+            state.alive.remove(block)
+            continue
+        if state.out:  # of a race only the divergence counts
+            n = len(logits)
+            piece = Scored(np.empty(0), kl_divergence(logits, full), np.empty(n, np.bool_))
+        else:
+            piece = scored(logits, window, full)
+        state.samples.setdefault(block, []).append(piece)
+        least = min(least, max(float(piece.kld.mean() - base.kld.mean()), 0.0))
+
+
+def _retire(state: Sweep) -> None:
+    """Retire candidates that are worse than the best one by more than chance, token by token."""
+    if not state.alive:
+        return
+    best = state.kld(state.best())
+
+    def may_win(block: int) -> bool:
+        worse = state.kld(block) - best
+        return bool(worse.mean() <= Z * worse.std() / np.sqrt(worse.size))
+
+    state.alive = [block for block in state.alive if may_win(block)]
+
+
+def _retire_far(state: Sweep, n_path: int) -> None:
+    """Retire blocks that alone cost much more than any on the path will."""
+    costs = {block: state.kld(block).mean() for block in state.alive}
+    limit = FAR * sorted(costs.values())[min(n_path, len(costs)) - 1]
+    state.alive = [block for block in state.alive if costs[block] <= limit]
