@@ -3,6 +3,7 @@
 #include "skip-cvec.h"
 #include "skip-load.h"
 #include "skip-make.h"
+#include "skip-quiet.h"
 #include "skip-spec.h"
 
 #include "llama-context.h"
@@ -10,9 +11,7 @@
 #include "llama-model-loader.h"
 #include "llama-model.h"
 
-#include <mutex>
 #include <stdexcept>
-#include <thread>
 
 static thread_local std::string last_error;
 static thread_local std::string last_text;
@@ -28,36 +27,6 @@ const char * llama_skip_upstream(void) {
 const char * llama_skip_error(void) {
     return last_error.c_str();
 }
-
-namespace {
-
-// drops the log lines of this thread while it lives
-struct quiet_log {
-    static std::mutex & mutex() {
-        static std::mutex m;
-        return m;
-    }
-
-    std::lock_guard<std::mutex> lock{ mutex() };
-    std::thread::id             thread = std::this_thread::get_id();
-    ggml_log_callback           callback;
-    void *                      user_data;
-
-    quiet_log() {
-        llama_log_get(&callback, &user_data);
-        llama_log_set(
-            [](ggml_log_level level, const char * text, void * data) {
-                const auto * self = (const quiet_log *) data;
-                if (std::this_thread::get_id() != self->thread) {
-                    self->callback(level, text, self->user_data);
-                }
-            },
-            this);
-    }
-    ~quiet_log() { llama_log_set(callback, user_data); }
-};
-
-} // namespace
 
 // what `spec` leaves out of a file, read as far as its hyperparameters; nothing when these cannot be read
 struct checked_file {
@@ -75,7 +44,7 @@ static checked_file check(const char * path_model, const llama_skip_spec & spec,
     std::unique_ptr<llama_model_loader> ml;
     std::unique_ptr<llama_model>        model;
     try {
-        quiet_log quiet;
+        llama_skip_quiet_log quiet;
 
         llama_model_params       params = llama_model_default_params();
         std::vector<std::string> splits;

@@ -34,6 +34,7 @@ struct model_load_error : std::runtime_error {
 
 void register_errors(py::module_ & m);
 void register_system(py::module_ & m);
+void register_identity(py::module_ & m);
 void register_model_params(py::module_ & m);
 void register_model(py::module_ & m);
 void register_context_params(py::module_ & m);

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m) {
 
     register_errors(m);
     register_system(m);
+    register_identity(m);
     register_model_params(m);
     register_model(m);
     register_context_params(m);
