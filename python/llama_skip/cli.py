@@ -9,6 +9,7 @@ from importlib import import_module
 from llama_skip.command import Parser
 
 VERBS = {
+    "score": "measure what each block costs, and the order in which blocks go",
     "demo": "measure what leaving blocks out costs and saves",
     "doctor": "say which back-ends and devices there are",
 }

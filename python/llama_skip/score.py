@@ -126,7 +126,7 @@ def _text_info(words: Text, path: StrPath | None) -> TextInfo:
 def _key(score: Score) -> dict[str, Any]:
     """Return what has to be the same for a score to be gone on with."""
     settings = {name: value for name, value in score.settings.items() if name not in FREE_SETTINGS}
-    return {"file_id": score.model.file_id, "text": score.text.sha256, **settings}
+    return {"file_id": score.model.file_id, **settings, "text": score.text.sha256}
 
 
 def _begun(fresh: Score, output: StrPath) -> Score:

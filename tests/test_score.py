@@ -1,0 +1,280 @@
+"""What blocks cost, and the greedy path, on a tiny model, against the long way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_skip import identity, perplexity, score, search
+from llama_skip.divergence import kl_divergence
+from llama_skip.scorefile import Score, read_score, share_of_blocks, write_score
+from llama_skip.stream import Runner
+from oracle import WRITERS
+from tiny import blocks, random_model
+
+N_CTX, N_WINDOWS, N_BLOCKS = 64, 6, 6
+NOUNS = ["lantern", "harbour", "winter", "engine", "market", "garden", "letter"]
+DEEDS = ["carried", "forgot", "painted", "followed", "counted", "repaired"]
+TEXT = " ".join(f"The {noun} {deed} {noun[::-1]} and {deed[::-1]}." for noun in NOUNS for deed in DEEDS)
+COMMAND = [sys.executable, "-c", "from llama_skip.score import main; raise SystemExit(main())"]
+OPTIONS = {"n_threads": 1, "n_threads_batch": 1, "n_batch": N_CTX, "flash_attn": False}
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six blocks of which each changes the stream more than the one before, in another order."""
+    strength = {0: 0.5, 1: 0.02, 2: 0.2, 3: 0.05, 4: 0.35, 5: 0.1}
+
+    def change(name: str, data: np.ndarray) -> np.ndarray:
+        return data * strength[int(name.split(".")[1])] if WRITERS.fullmatch(name) else data
+
+    path = tmp_path_factory.mktemp("score") / "six.gguf"
+    return random_model(path, smollm2, "qwen3", N_BLOCKS, blocks(N_BLOCKS, post_norm="ffn_norm"), {}, change)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def scored(model: Path, text: Path | None, **kwargs: Any) -> Score:
+    settings: dict[str, Any] = {"n_tokens": N_CTX * N_WINDOWS, "n_ctx": N_CTX, "n_path": 3}
+    return score.score_model(model, text=text, **{**OPTIONS, **settings, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, text: Path) -> Score:
+    return scored(model, text)
+
+
+def test_against_the_long_way(whole: Score, model: Path, text: Path, make: Any) -> None:
+    """Every number again, from logits of the model loaded without the blocks."""
+    llm = make(model, n_ctx=N_CTX, n_batch=N_CTX)
+    tokens = llm.tokenize(text.read_bytes())[: N_CTX * N_WINDOWS]
+    bos = llm.token_bos() if llm.adds_bos else None
+    windows = list(perplexity.windows(tokens, N_CTX, bos))
+    full = [perplexity.window_logits(llm, window) for window in windows]
+
+    def without(layers: list[int]) -> tuple[float, float]:
+        llm.set_mask(layers)
+        ppl = perplexity.measure(llm, tokens, n_ctx=N_CTX, bos=bos).value
+        parts = [
+            kl_divergence(perplexity.window_logits(llm, w), f) for w, f in zip(windows, full, strict=True)
+        ]
+        return ppl, float(np.concatenate(parts).mean())
+
+    assert whole.perplexity == pytest.approx(without([])[0], rel=1e-12)
+    assert whole.complete and len(whole.blocks) == N_BLOCKS
+    for block in whole.blocks:
+        if block.n_scored == whole.text.n_scored:
+            assert (block.perplexity, block.kld) == pytest.approx(without([block.block]), rel=1e-12)
+    out: list[int] = []
+    for step in whole.path:
+        costs = {il: without([*out, il])[1] for il in range(N_BLOCKS) if il not in out}
+        assert step.block == min(costs, key=lambda il: costs[il])
+        out.append(step.block)
+        assert (step.perplexity, step.kld) == pytest.approx(without(out), rel=1e-12)
+        assert step.bytes == sum(b.weights_bytes for b in whole.blocks if b.block in out)
+    assert out[0] == 1  # the block that was made to do least
+
+
+def test_influence_and_angular_distance(whole: Score, model: Path, text: Path, make: Any) -> None:
+    llm = make(model, n_ctx=N_CTX, n_batch=N_CTX, hidden_states=True)
+    tokens = llm.tokenize(text.read_bytes())[: N_CTX * N_WINDOWS]
+    bos = llm.token_bos() if llm.adds_bos else None
+    cosines: dict[tuple[int, int], list[float]] = {}
+    norms: list[list[float]] = [[] for _ in range(N_BLOCKS + 1)]
+    for window in perplexity.windows(tokens, N_CTX, bos):
+        states = llm.hidden_states(window)
+        stream = [*states.inputs.astype(np.float64), states.outputs[-1].astype(np.float64)]
+        for at, x in enumerate(stream):
+            norms[at] += np.sqrt((x**2).sum(-1)).tolist()
+            for n, y in enumerate(stream[at + 1 :], 1):
+                dots = (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+                cosines.setdefault((at, n), []).extend(dots.tolist())
+    for block in whole.blocks:
+        assert block.influence == pytest.approx(1 - np.mean(cosines[block.block, 1]), abs=1e-9)
+        assert block.norm_in == pytest.approx(np.mean(norms[block.block]))
+        assert block.norm_out == pytest.approx(np.mean(norms[block.block + 1]))
+    assert [len(row) for row in whole.angular] == list(range(N_BLOCKS, 0, -1))
+    for (at, n), values in cosines.items():
+        expected = np.arccos(np.clip(values, -1, 1)).mean() / np.pi
+        assert whole.angular[at][n - 1] == pytest.approx(expected, abs=1e-7)
+
+
+def test_shortcuts_change_no_number_they_share(whole: Score, model: Path, text: Path) -> None:
+    slow = scored(model, text, shortcuts=False)
+    assert slow.path == whole.path
+    for one, two in zip(slow.blocks, whole.blocks, strict=True):
+        assert one.n_scored == slow.text.n_scored
+        if two.n_scored == one.n_scored:
+            assert one == two
+
+
+def test_starting_behind_a_block_is_exact(model: Path, make: Any) -> None:
+    llm = make(model, n_ctx=N_CTX, hidden_states=True)
+    window = llm.tokenize(TEXT.encode())[:N_CTX]
+    runner = Runner(llm, window)
+    assert runner.shortcuts
+    for out in ([], [2], [0, 5], [1, 2, 3]):
+        trace = runner.trace(window, out)
+        assert np.array_equal(trace.logits, runner.straight(window, out))
+        for block in trace.blocks:
+            expected = runner.straight(window, [*out, block])
+            assert np.array_equal(runner.without(window, out, block, trace), expected)
+    first = runner.reference(0, window)
+    assert np.array_equal(runner.reference(0, window), first)  # from what was kept
+    assert np.array_equal(first, runner.straight(window, []))
+
+
+def test_a_race_measures_less(model: Path, text: Path, make: Any) -> None:
+    llm = make(model, n_ctx=N_CTX, hidden_states=True)
+    windows = list(perplexity.windows(llm.tokenize(text.read_bytes())[: N_CTX * N_WINDOWS], N_CTX, None))
+    runner = Runner(llm, windows[0])
+    state = search.Sweep([1], [0, 2, 3, 4, 5], prior={0: 9.0, 2: 1.0, 3: 1e-3, 4: 1.0, 5: 1e-3})
+    search.run(state, runner, windows, n_path=3)
+    assert len(state.base) == N_WINDOWS
+    assert state.best() == 3
+    assert 0 not in state.samples  # far too dear before
+    assert len(state.samples[3]) >= len(state.samples[5]) >= 1
+
+
+@pytest.mark.parametrize("n_windows", [1, 3, N_WINDOWS])
+def test_a_stopped_run_goes_on(whole: Score, model: Path, text: Path, tmp_path: Path, n_windows: int) -> None:
+    """Stopped in the second step, after so many of its windows."""
+
+    class Stop:
+        def __init__(self) -> None:
+            self.left = -1
+
+        def step(self, n: int = 1) -> None:
+            if self.left >= 0:
+                self.left -= 1
+                if self.left == 0:
+                    raise KeyboardInterrupt
+
+        def say(self, what: str) -> None:
+            if what.startswith("1 of"):
+                self.left = n_windows + 2
+
+    output = tmp_path / "score.json"
+    with pytest.raises(KeyboardInterrupt):
+        scored(model, text, output=output, bar=Stop())
+    begun = read_score(output)
+    assert not begun.complete
+    assert begun.blocks == whole.blocks
+    assert (tmp_path / "score.json.part").exists()
+    again = scored(model, text, output=output)
+    assert again == read_score(output)
+    assert (again.path, again.blocks, again.angular) == (whole.path, whole.blocks, whole.angular)
+    assert [p.name for p in tmp_path.iterdir()] == ["score.json"]
+
+
+def test_a_longer_path_goes_on(whole: Score, model: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "score.json"
+    short = scored(model, text, output=output, n_path=1)
+    assert short.path == whole.path[:1]
+    assert scored(model, text, output=output).path == whole.path
+
+
+def test_other_settings_do_not_overwrite(model: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "score.json"
+    scored(model, text, output=output, n_path=1)
+    before = output.read_bytes()
+    with pytest.raises(ValueError, match="another n_tokens \\(384, not 64\\)"):
+        scored(model, text, output=output, n_tokens=N_CTX)
+    output_2 = tmp_path / "letter.txt"
+    output_2.write_text("Dear reader")
+    with pytest.raises(ValueError, match="not a JSON file"):
+        scored(model, text, output=output_2)
+    assert output.read_bytes() == before
+    assert output_2.read_text() == "Dear reader"
+
+
+def test_files_come_back(whole: Score, tmp_path: Path) -> None:
+    write_score(tmp_path / "a.json", whole)
+    assert read_score(tmp_path / "a.json") == whole
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["format"] == "llama-skip-score"
+    assert content["full"]["perplexity"] == whole.perplexity
+    with pytest.raises(ValueError):
+        write_score(tmp_path / "a.json", replace(whole, perplexity=float("nan")))
+    assert read_score(tmp_path / "a.json") == whole
+    content["version"] = 2
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="version 2"):
+        read_score(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"n_path": 0}, "a path of 0 blocks"),
+        ({"n_path": N_BLOCKS}, "one has to stay"),
+        ({"n_tokens": 10}, "at least one window"),
+        ({"n_ctx": 8, "n_tokens": 64}, "at least one window"),
+        ({"n_ctx": 4096, "n_tokens": 4096}, "a window is 4096"),
+    ],
+)
+def test_bad_arguments(model: Path, text: Path, tmp_path: Path, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scored(model, text, output=tmp_path / "x.json", **kwargs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_files(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match="too few"):
+        scored(model, tmp_path / "empty.txt")
+    with pytest.raises(FileNotFoundError):
+        scored(model, tmp_path / "none.txt")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        scored(model, text, output=tmp_path / "nowhere" / "score.json")
+    with pytest.raises(IsADirectoryError):
+        scored(model, text, output=tmp_path)
+
+
+def test_nan_in_the_weights(smollm2: Path, text: Path, tmp_path: Path) -> None:
+    def change(name: str, data: np.ndarray) -> np.ndarray:
+        return data * np.nan if name == "output_norm.weight" else data
+
+    shapes = blocks(2, post_norm="ffn_norm")
+    broken = random_model(tmp_path / "nan.gguf", smollm2, "qwen3", 2, shapes, {}, change)
+    with pytest.raises(ValueError, match="NaN in the logits"):
+        scored(broken, text, n_path=1, output=tmp_path / "score.json")
+    assert not (tmp_path / "score.json").exists()
+
+
+SHARES = [(0.1, 30, 3), (0.2, 30, 6), (0.3, 30, 9), (0.1, 24, 2), (0.2, 24, 4), (0.3, 24, 7), (0.01, 30, 1)]
+
+
+@pytest.mark.parametrize(("fraction", "n_layer", "n"), [*SHARES, (0.58, 50, 29)])
+def test_share_of_blocks(fraction: float, n_layer: int, n: int) -> None:
+    assert share_of_blocks(fraction, n_layer) == n
+
+
+def test_the_command(model: Path, text: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, str(model), "-f", str(text), "-c", str(N_CTX), "-t", "1"]
+    done = subprocess.run([*command, "--blocks", "2"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = read_score(tmp_path / "six.score.json")
+    assert found.model == identity.identify(model)
+    for step in found.path:
+        assert f"{step.block:7d}{step.perplexity:12.2f}{step.kld:15.4f}" in done.stdout
+    bad = subprocess.run([*command, "--fraction", "2"], capture_output=True, text=True, cwd=tmp_path)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("error: --fraction") and "Traceback" not in bad.stderr
+
+
+def test_its_own_text_is_the_same_each_time(model: Path) -> None:
+    one, two = (scored(model, None, n_tokens=2 * N_CTX, n_path=1) for _ in range(2))
+    assert one == two
+    assert one.text.source == "self" and "seed" in one.text.name
