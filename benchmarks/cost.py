@@ -1,0 +1,80 @@
+"""What the greedy path takes with the shortcuts of `llama-skip score` and without, in one run.
+
+    python benchmarks/cost.py MODEL [-f TEXT] [--tokens N] [--fraction F] [--threads N]
+
+Both measure the same text; without shortcuts each candidate of each step is measured on all tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llama_skip.identity import identify
+from llama_skip.progress import progress
+from llama_skip.score import score_model, steps
+from llama_skip.scorefile import Score, share_of_blocks
+
+
+def timed(label: str, args: argparse.Namespace, n_path: int, shortcuts: bool) -> dict[str, Any]:
+    """Return the score's path, and the seconds of wall and processor time that it took, loading left out."""
+    n_layer = identify(args.model).n_layer
+    with progress(steps(args.tokens // args.ctx_size, n_path, n_layer)) as bar:
+        wall, cpu = time.perf_counter(), time.process_time()
+        score: Score = score_model(
+            args.model,
+            text=args.file,
+            n_tokens=args.tokens,
+            n_ctx=args.ctx_size,
+            n_path=n_path,
+            shortcuts=shortcuts,
+            n_threads=args.threads,
+            n_threads_batch=args.threads,
+            bar=bar,
+        )
+    found = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    print(f"{label}: {found['wall']:.0f} s, {found['cpu']:.0f} s of processor time", file=sys.stderr)
+    return {**found, "path": [asdict(step) for step in score.path]}
+
+
+def main() -> int:
+    """Measure both ways and print their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument(
+        "-f", "--file", default=os.environ.get("LLAMA_SKIP_TEXT"), help="default: LLAMA_SKIP_TEXT"
+    )
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("-c", "--ctx-size", type=int, default=512)
+    parser.add_argument("--fraction", type=float, default=0.3)
+    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.file is None:
+        parser.error("name a text with -f, or in LLAMA_SKIP_TEXT")
+    n_path = share_of_blocks(args.fraction, identify(args.model).n_layer)
+    fast = timed("with shortcuts", args, n_path, True)
+    slow = timed("without", args, n_path, False)
+    ratios = {key: fast[key] / slow[key] for key in ("wall", "cpu")}
+    if args.json:
+        print(json.dumps({"model": Path(args.model).name, "with": fast, "without": slow, "ratio": ratios}))
+        return 0
+    print(f"{Path(args.model).name}, {args.tokens} tokens, {n_path} blocks, {args.threads} threads")
+    print(
+        f"time with shortcuts / without: {ratios['wall']:.3f} (processor time {ratios['cpu']:.3f}); goal 0.2"
+    )
+    for label, found in (("with", fast), ("without", slow)):
+        last = found["path"][-1]
+        order = ",".join(str(step["block"]) for step in found["path"])
+        print(f"{label:8s} {order}: perplexity {last['perplexity']:.3f}, KL divergence {last['kld']:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
