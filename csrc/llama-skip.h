@@ -1,7 +1,7 @@
 #pragma once
 
 // Blocks left out: additions to llama.h. What to leave out at load travels in llama_model_params.kv_overrides
-// ("skip.layers", "skip.scale", "skip.untested"), so no public struct of llama.h changes.
+// ("skip.layers" or "skip.plan", "skip.scale", "skip.untested"), so no public struct of llama.h changes.
 
 #include "llama.h"
 
@@ -16,7 +16,7 @@ LLAMA_API const char * llama_skip_upstream(void);
 // the reason of the last function of this header that failed in this thread
 LLAMA_API const char * llama_skip_error(void);
 
-// Checks a set and its scales against a model's hyperparameters: no tensor is read. layers and scale may be null or empty;
+// Checks a set or plan and its scales against a model's hyperparameters: no tensor is loaded. Both may be null or empty;
 // the names stand at the start of a message. Returns false and sets llama_skip_error() when they are refused; a file that
 // cannot be read is not, loading it gives the reason.
 LLAMA_API bool llama_skip_check(const char * path_model, const char * layers, const char * scale,
@@ -43,8 +43,9 @@ LLAMA_API const char * llama_model_skip_layers(const struct llama_model * model)
 LLAMA_API const char * llama_model_skip_scale(const struct llama_model * model);
 LLAMA_API const char * llama_model_skip_summary(const struct llama_model * model);
 
-// File index of the kept block number `ordinal` (0-based) under a model's overrides.
-LLAMA_API int32_t llama_skip_layer_index(const struct llama_model_kv_override * overrides, int32_t ordinal);
+// File index of the kept block number `ordinal` (0-based) under a model's overrides; the file matters for a plan only.
+LLAMA_API int32_t llama_skip_layer_index(
+    const char * path_model, const struct llama_model_kv_override * overrides, int32_t ordinal);
 
 // The run-time mask of a context: leaves out the blocks `layers` names in addition to the model's set ("none" or null: only
 // those), from the next llama_decode() on. A gap that the mask changes is the identity unless `scale` names it; scale may be

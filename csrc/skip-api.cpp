@@ -3,6 +3,7 @@
 #include "skip-cvec.h"
 #include "skip-load.h"
 #include "skip-make.h"
+#include "skip-plan.h"
 #include "skip-quiet.h"
 #include "skip-spec.h"
 
@@ -37,8 +38,7 @@ struct checked_file {
 
 static checked_file check(const char * path_model, const llama_skip_spec & spec, const llama_skip_names & names) {
     checked_file res;
-    const bool   nothing = spec.layers.empty() && spec.scale.empty();
-    if (nothing || path_model == nullptr || path_model[0] == '\0') {
+    if (spec.empty() || path_model == nullptr || path_model[0] == '\0') {
         return res;
     }
     std::unique_ptr<llama_model_loader> ml;
@@ -62,8 +62,7 @@ static checked_file check(const char * path_model, const llama_skip_spec & spec,
     } catch (const std::exception &) {
         return res;
     }
-    llama_skip_read_model(*ml, *model);
-    res.skip = llama_skip_make(model->hparams, model->arch, spec, names);
+    res.skip = llama_skip_resolve(*ml, *model, spec, names);
 
     ml->skip.init(*ml, res.skip);
     res.skip.n_bytes = ml->skip.n_bytes;
@@ -71,13 +70,35 @@ static checked_file check(const char * path_model, const llama_skip_spec & spec,
     return res;
 }
 
+// The blocks that a plan leaves out. Callers ask for one block after the other, so the last answer is kept until the
+// next check of a plan in this thread.
+static thread_local struct {
+    std::string     path_model;
+    std::string     plan;
+    llama_skip_mask blocks;
+} last_plan;
+
+static const llama_skip_mask & plan_blocks(const std::string & path_model, const llama_skip_spec & spec) {
+    if (last_plan.plan != spec.plan || last_plan.path_model != path_model) {
+        const checked_file file = check(path_model.c_str(), spec, {});
+        last_plan               = { path_model, spec.plan, {} };
+        if (file.model) {
+            last_plan.blocks = file.skip.file_blocks(file.model->hparams.n_layer());
+        }
+    }
+    return last_plan.blocks;
+}
+
 bool llama_skip_check(const char * path_model, const char * layers, const char * scale, const char * name_layers,
     const char * name_scale) {
     try {
-        const llama_skip_spec  spec  = { layers ? layers : "", scale ? scale : "", /*untested*/ false };
+        const llama_skip_spec  spec  = llama_skip_make_spec(layers ? layers : "", scale ? scale : "");
         const llama_skip_names names = { name_layers, name_scale };
 
         // the grammar first: it needs no file
+        if (!spec.plan.empty()) {
+            llama_skip_check_plan(names.layers, spec.plan);
+        }
         if (!spec.layers.empty()) {
             llama_skip_parse_layers(names.layers, spec.layers);
         }
@@ -99,11 +120,8 @@ bool llama_skip_check_overrides(const char * path_model, const llama_model_kv_ov
 bool llama_skip_check_flags(const char * path_model, const llama_model_kv_override * overrides,
     const char * name_layers, const char * name_scale) {
     try {
-        const llama_skip_spec spec = llama_skip_read_overrides(overrides);
-        if (spec.layers.empty() && spec.scale.empty()) {
-            return true;
-        }
-        check(path_model, spec, { name_layers, name_scale });
+        check(path_model, llama_skip_read_overrides(overrides), { name_layers, name_scale });
+        last_plan.plan.clear();
         return true;
     } catch (const std::exception & err) {
         last_error = err.what();
@@ -157,9 +175,12 @@ const char * llama_model_skip_summary(const llama_model * model) {
     return last_text.c_str();
 }
 
-int32_t llama_skip_layer_index(const llama_model_kv_override * overrides, int32_t ordinal) {
+int32_t llama_skip_layer_index(const char * path_model, const llama_model_kv_override * overrides, int32_t ordinal) {
     try {
         const llama_skip_spec spec = llama_skip_read_overrides(overrides);
+        if (!spec.plan.empty()) {
+            return llama_skip_file_index(plan_blocks(path_model ? path_model : "", spec), ordinal);
+        }
         if (spec.layers.empty()) {
             return ordinal;
         }

@@ -19,6 +19,8 @@ struct ggml_context;
 struct ggml_tensor;
 struct llama_model;
 struct llama_model_loader;
+struct llama_skip_names;
+struct llama_skip_spec;
 
 // Fills the model's hparams.skip from the loader's overrides and takes the tensors of those blocks out of the loader's
 // accounts. Throws std::invalid_argument before anything is read.
@@ -27,7 +29,12 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model);
 // What the model says about its blocks whatever is left out of it: hparams.skip's factors and loops.
 void llama_skip_read_model(llama_model_loader & ml, llama_model & model);
 
-// one line for the log: which blocks, how many are kept, what was not loaded
+// What `spec` leaves out of the model that the loader has read the hyperparameters of; looks up its plan. Throws
+// std::invalid_argument.
+llama_skip llama_skip_resolve(
+    llama_model_loader & ml, llama_model & model, const llama_skip_spec & spec, const llama_skip_names & names);
+
+// one line for the log: which blocks, how many are kept, what was not loaded; a second one about a plan of other weights
 std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer);
 
 // whether the tensor `name` belongs to a block that is left out
@@ -42,6 +49,8 @@ size_t llama_skip_buffer_size(const llama_skip & skip, const ggml_context * ctx,
 class llama_skip_files {
 public:
     using buf_map = std::unordered_map<uint32_t, ggml_backend_buffer_t>;
+
+    std::string path; // of the model's first file
 
     size_t n_bytes    = 0; // of the tensors left out
     size_t n_elements = 0;

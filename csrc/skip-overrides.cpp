@@ -1,5 +1,6 @@
 #include "skip-overrides.h"
 
+#include "skip-plan.h"
 #include "skip-spec.h"
 
 #include <algorithm>
@@ -27,7 +28,18 @@ static bool is_part_of(const std::string & name, const std::string & key) {
 
 bool llama_skip_is_override(const std::string & key) {
     return is_part_of(key, LLAMA_SKIP_KEY_LAYERS) || is_part_of(key, LLAMA_SKIP_KEY_SCALE) ||
-           key == LLAMA_SKIP_KEY_UNTESTED;
+           is_part_of(key, LLAMA_SKIP_KEY_PLAN) || key == LLAMA_SKIP_KEY_UNTESTED;
+}
+
+const char * llama_skip_key_of(const std::string & layers) {
+    return llama_skip_is_plan(layers) ? LLAMA_SKIP_KEY_PLAN : LLAMA_SKIP_KEY_LAYERS;
+}
+
+llama_skip_spec llama_skip_make_spec(const std::string & layers, const std::string & scale) {
+    llama_skip_spec spec;
+    (llama_skip_is_plan(layers) ? spec.plan : spec.layers) = layers;
+    spec.scale                                             = scale;
+    return spec;
 }
 
 llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overrides) {
@@ -40,7 +52,8 @@ llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overri
         }
         if (!llama_skip_is_override(key)) {
             throw std::invalid_argument(key + ": unknown override, known are " LLAMA_SKIP_KEY_LAYERS
-                                              ", " LLAMA_SKIP_KEY_SCALE " and " LLAMA_SKIP_KEY_UNTESTED);
+                                              ", " LLAMA_SKIP_KEY_SCALE ", " LLAMA_SKIP_KEY_PLAN
+                                              " and " LLAMA_SKIP_KEY_UNTESTED);
         }
         if (key == LLAMA_SKIP_KEY_UNTESTED) {
             if (o->tag != LLAMA_KV_OVERRIDE_TYPE_BOOL) {
@@ -79,8 +92,16 @@ llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overri
 
     spec.layers = take(LLAMA_SKIP_KEY_LAYERS);
     spec.scale  = take(LLAMA_SKIP_KEY_SCALE);
+    spec.plan   = take(LLAMA_SKIP_KEY_PLAN);
     if (!values.empty()) {
         throw std::invalid_argument(values.begin()->first + ": continues a value that is not there");
+    }
+    if (!spec.plan.empty()) {
+        if (!spec.layers.empty()) {
+            throw std::invalid_argument(
+                LLAMA_SKIP_KEY_PLAN ": given beside " LLAMA_SKIP_KEY_LAYERS ", give one of them");
+        }
+        llama_skip_check_plan(LLAMA_SKIP_KEY_PLAN, spec.plan);
     }
     return spec;
 }

@@ -12,20 +12,30 @@
 
 #define LLAMA_SKIP_KEY_LAYERS "skip.layers"
 #define LLAMA_SKIP_KEY_SCALE  "skip.scale"
+#define LLAMA_SKIP_KEY_PLAN   "skip.plan" // skip-plan.h, in place of layers
 
 #define LLAMA_SKIP_KEY_UNTESTED "skip.untested" // bool
 
 struct llama_skip_spec {
     std::string layers; // empty: not given
     std::string scale;
+    std::string plan;
     bool        untested = false;
+
+    bool empty() const { return layers.empty() && scale.empty() && plan.empty(); }
 };
+
+// the spec of a flag's two values, the first a set or a plan
+llama_skip_spec llama_skip_make_spec(const std::string & layers, const std::string & scale);
 
 // whether an override says what to leave out, and so never belongs into a file
 LLAMA_API bool llama_skip_is_override(const std::string & key);
 
 // overrides: ends with an empty key, may be null; throws std::invalid_argument
 llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overrides);
+
+// the key under which a flag's value travels: a set or a plan
+LLAMA_API const char * llama_skip_key_of(const std::string & layers);
 
 // appends `value` as one or more string overrides; `overrides` must not be terminated yet
 LLAMA_API void llama_skip_add_override(

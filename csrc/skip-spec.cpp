@@ -1,5 +1,7 @@
 #include "skip-spec.h"
 
+#include "skip-plan.h"
+
 #include <algorithm>
 #include <cctype>
 #include <cmath>
@@ -49,6 +51,11 @@ llama_skip_ranges llama_skip_parse_layers(const std::string & name, const std::s
     llama_skip_ranges ranges;
     if (spec == "none") {
         return ranges;
+    }
+    if (llama_skip_is_plan(spec)) {
+        fail(name, "'" + spec +
+                       "' is looked up when a model is loaded, as a value of --skip-layers or skip.plan; here "
+                       "blocks are expected: N, N-M or N-M+STEP");
     }
     for (const auto & item : split_items(name, spec)) {
         llama_skip_range r   = { 0, 0, 1 };

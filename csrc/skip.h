@@ -27,6 +27,10 @@ struct llama_skip {
     bool    loop_norm = false;
     bool    untested  = false; // an architecture that the tests do not cover is allowed
 
+    // of a set that a plan chose: where it is from, and whether the plan was made with other weights
+    std::array<char, 256> origin        = {};
+    bool                  other_weights = false;
+
     llama_skip() {
         scale.fill(1.0f);
         factor.fill(1.0f);

@@ -117,7 +117,7 @@ def test_one_line_says_what_is_left_out(ours: Build, smollm2: Path, fit: str) ->
     line = f"skip: blocks 13-14,25 left out, 27 of 30 kept, {mib:.2f} MiB not loaded"
     assert done.stderr.count(line) == 1
     assert done.stderr.count("left out") == 1
-    assert "llama-skip demo --model FILE --skip-layers 13-14,25" in done.stderr
+    assert "llama-skip eval FILE --skip-layers 13-14,25" in done.stderr
 
 
 REFUSALS = [

@@ -89,7 +89,7 @@ def test_sizes_are_those_of_what_is_loaded(ours: Build, smollm2: Path, params: d
     # one line says it, and every buffer's size in the log is what was loaded
     line = f"blocks 13-14,25 left out, 27 of 30 kept, {found['skipped_size'] / 2**20:.2f} MiB not loaded"
     assert found["log"].count(line) == 1
-    assert "llama-skip demo --model FILE --skip-layers 13-14,25" in found["log"]
+    assert "llama-skip eval FILE --skip-layers 13-14,25" in found["log"]
 
 
 def test_reported_buffers_are_alike_in_every_load_mode(ours: Build, smollm2: Path) -> None:

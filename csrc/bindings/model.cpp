@@ -83,17 +83,16 @@ static std::vector<llama_model_kv_override> make_overrides(const std::string & p
     bool among_overrides = false;
     for (const auto & o : params.overrides) {
         const std::string key    = o.key;
-        const bool        layers = key == LLAMA_SKIP_KEY_LAYERS && !params.skip_layers.empty();
+        const bool        is_set = key == LLAMA_SKIP_KEY_LAYERS || key == LLAMA_SKIP_KEY_PLAN;
+        const bool        layers = is_set && !params.skip_layers.empty();
         if (layers || (key == LLAMA_SKIP_KEY_SCALE && !params.skip_scale.empty())) {
             throw std::invalid_argument(std::string(layers ? "skip_layers" : "skip_scale") +
                                         ": also given as kv_overrides['" + key + "'], give it once");
         }
-        among_overrides = among_overrides ||
-                          key.compare(0, strlen(LLAMA_SKIP_KEY_LAYERS), LLAMA_SKIP_KEY_LAYERS) == 0 ||
-                          key.compare(0, strlen(LLAMA_SKIP_KEY_SCALE), LLAMA_SKIP_KEY_SCALE) == 0;
+        among_overrides = among_overrides || (llama_skip_is_override(key) && key != LLAMA_SKIP_KEY_UNTESTED);
     }
     if (!params.skip_layers.empty()) {
-        llama_skip_add_override(res, LLAMA_SKIP_KEY_LAYERS, params.skip_layers);
+        llama_skip_add_override(res, llama_skip_key_of(params.skip_layers), params.skip_layers);
     }
     if (!params.skip_scale.empty()) {
         llama_skip_add_override(res, LLAMA_SKIP_KEY_SCALE, params.skip_scale);

@@ -19,10 +19,13 @@
 #include <stdexcept>
 
 static const char * const spec_help =
-    "SPEC: none or ITEM[,ITEM...], ITEM: N | N-M (inclusive) | N-M+STEP, blocks are numbered as in the file";
+    "SPEC: none or ITEM[,ITEM...], ITEM: N | N-M (inclusive) | N-M+STEP, blocks are numbered as in the file;\n"
+    "or auto:P%, auto:K (the share or number of blocks that cost least, measured by llama-skip score), @NAME (a plan "
+    "in "
+    "the model's metadata or its .skip.gguf), @PATH (a plan file)";
 
 // An empty value would otherwise look like a flag that was not given. Exits: to what a flag throws upstream adds its usage.
-static const std::string & not_empty(const char * flag, const std::string & value) {
+const std::string & common_skip_not_empty(const char * flag, const std::string & value) {
     if (value.empty()) {
         fprintf(stderr, "error: %s: the value is empty\n", flag);
         exit(1);
@@ -36,13 +39,13 @@ void common_skip_add_args(const std::function<void(common_arg)> & add_opt) {
                       "(default: none)\n%s",
             spec_help),
         [](common_params & params, const std::string & value) {
-            params.skip_layers = not_empty("--skip-layers", value);
+            params.skip_layers = common_skip_not_empty("--skip-layers", value);
         }).set_env("LLAMA_ARG_SKIP_LAYERS"));
     add_opt(common_arg({ "--skip-scale" }, "SPEC",
         "factor on the residual stream where blocks are left out (default: 1)\n"
         "SPEC: A for every gap, or N:A,... for the gap that begins at block N",
         [](common_params & params, const std::string & value) {
-            params.skip_scale = not_empty("--skip-scale", value);
+            params.skip_scale = common_skip_not_empty("--skip-scale", value);
         }).set_env("LLAMA_ARG_SKIP_SCALE"));
     add_opt(common_arg({ "--skip-untested" },
         "leave blocks out of architectures that were not tested for it too (default: refused)",
@@ -52,7 +55,7 @@ void common_skip_add_args(const std::function<void(common_arg)> & add_opt) {
     add_opt(common_arg({ "--skip-layers-draft" }, "SPEC",
         "blocks to leave out of the draft model, as --skip-layers (default: none)",
         [](common_params & params, const std::string & value) {
-            params.speculative.draft.skip_layers = not_empty("--skip-layers-draft", value);
+            params.speculative.draft.skip_layers = common_skip_not_empty("--skip-layers-draft", value);
         })
                 .set_spec()
                 .set_env("LLAMA_ARG_SKIP_LAYERS_DRAFT"));
@@ -73,11 +76,13 @@ static void add_flag(
     if (value.empty()) {
         return;
     }
-    if (has_override(overrides, key)) {
-        throw std::invalid_argument(
-            string_format("error: %s: also given as --override-kv %s, use one of them", flag, key));
+    for (const char * same : { key, key == LLAMA_SKIP_KEY_LAYERS ? LLAMA_SKIP_KEY_PLAN : key }) {
+        if (has_override(overrides, same)) {
+            throw std::invalid_argument(
+                string_format("error: %s: also given as --override-kv %s, use one of them", flag, same));
+        }
     }
-    llama_skip_add_override(overrides, key, value);
+    llama_skip_add_override(overrides, key == LLAMA_SKIP_KEY_LAYERS ? llama_skip_key_of(value) : key, value);
 }
 
 // architectures that were not tested are allowed
@@ -138,8 +143,8 @@ void common_skip_note_pattern(const char * pattern) {
 }
 
 // "blk\.N..." with N a kept block's number -> the same with its index in the file
-static void place_patterns(
-    std::vector<llama_model_tensor_buft_override> & bufts, const llama_model_kv_override * overrides) {
+static void place_patterns(std::vector<llama_model_tensor_buft_override> & bufts, const std::string & path_model,
+    const llama_model_kv_override * overrides, bool is_plan) {
     static std::list<std::string> placed; // patterns are borrowed pointers
 
     for (auto & o : bufts) {
@@ -150,7 +155,12 @@ static void place_patterns(
 
         std::cmatch m;
         if (std::regex_search(o.pattern, m, number)) {
-            const int il = llama_skip_layer_index(overrides, std::stoi(m[1]));
+            if (is_plan && path_model.empty()) {
+                throw std::invalid_argument(
+                    "error: -ncmoe and -ncffn count kept blocks, so beside a plan that the model "
+                    "brings they need the model's path (--model FILE)");
+            }
+            const int il = llama_skip_layer_index(path_model.c_str(), overrides, std::stoi(m[1]));
             placed.push_back(string_format("blk\\.%d%s", il, m.suffix().str().c_str()));
             o.pattern = placed.back().c_str();
         }
@@ -161,7 +171,7 @@ static void place_patterns(
 static std::vector<llama_model_kv_override> draft_overrides(
     std::vector<llama_model_kv_override> overrides, const std::string & layers, bool untested) {
     if (!layers.empty()) {
-        llama_skip_add_override(overrides, LLAMA_SKIP_KEY_LAYERS, layers);
+        llama_skip_add_override(overrides, llama_skip_key_of(layers), layers);
         if (untested) {
             add_untested(overrides);
         }
@@ -189,17 +199,20 @@ void common_skip_finish(common_params & params) {
     }
     checked_model() = params.model.path;
 
-    if (has_override(params.kv_overrides, LLAMA_SKIP_KEY_LAYERS)) {
+    const bool is_plan = has_override(params.kv_overrides, LLAMA_SKIP_KEY_PLAN);
+    if (is_plan || has_override(params.kv_overrides, LLAMA_SKIP_KEY_LAYERS)) {
         auto overrides = params.kv_overrides;
         overrides.emplace_back();
         overrides.back().key[0] = 0;
-        place_patterns(params.tensor_buft_overrides, overrides.data());
+        place_patterns(params.tensor_buft_overrides, params.model.path, overrides.data(), is_plan);
         check_cvec(params, overrides.data());
     }
     if (!draft.skip_layers.empty()) {
         check_overrides(draft.mparams.path, draft_overrides({}, draft.skip_layers, params.skip_untested),
             "--skip-layers-draft", "");
-        place_patterns(params.speculative.draft.tensor_buft_overrides, common_skip_overrides(draft.skip_layers, ""));
+        place_patterns(params.speculative.draft.tensor_buft_overrides, draft.mparams.path,
+            common_skip_overrides(draft.skip_layers, ""),
+            llama_skip_key_of(draft.skip_layers) == std::string(LLAMA_SKIP_KEY_PLAN));
     }
 }
 
@@ -251,7 +264,7 @@ const llama_model_kv_override * common_skip_overrides(const std::string & layers
 
     auto & overrides = known[{ layers, scale }];
     if (overrides.empty()) {
-        llama_skip_add_override(overrides, LLAMA_SKIP_KEY_LAYERS, layers);
+        llama_skip_add_override(overrides, llama_skip_key_of(layers), layers);
         if (!scale.empty()) {
             llama_skip_add_override(overrides, LLAMA_SKIP_KEY_SCALE, scale);
         }
@@ -276,39 +289,4 @@ std::string common_skip_props(const llama_model * model) {
         { "bytes_not_loaded", llama_model_skipped_size(model) },
     }
         .dump();
-}
-
-//
-// llama-bench
-//
-
-void common_skip_bench_arg(
-    const std::string & arg, const std::string & value, std::vector<std::string> & layers, std::string & scale) {
-    const bool is_layers = arg == "--skip-layers";
-    not_empty(arg.c_str(), value);
-    if (!llama_skip_check(
-            "", is_layers ? value.c_str() : "", is_layers ? "" : value.c_str(), arg.c_str(), arg.c_str())) {
-        fprintf(stderr, "error: %s\n", llama_skip_error());
-        exit(1);
-    }
-    if (is_layers) {
-        layers.push_back(value);
-    } else {
-        scale = value;
-    }
-}
-
-bool common_skip_bench_check(const std::string & path, const std::string & layers, const std::string & scale) {
-    if (layers == "none" ||
-        llama_skip_check_flags(path.c_str(), common_skip_overrides(layers, scale), "--skip-layers", "--skip-scale")) {
-        return true;
-    }
-    fprintf(stderr, "error: %s\n", llama_skip_error());
-    return false;
-}
-
-void common_skip_bench_loaded(const llama_model * model) {
-    if (llama_model_n_skipped(model) > 0) {
-        fprintf(stderr, "%s\n", llama_model_skip_summary(model));
-    }
 }

@@ -42,6 +42,9 @@ const llama_model_kv_override * common_skip_overrides(const std::string & layers
 // {"layers": ..., "scale": ..., "n_layer": ..., "n_layer_kept": ..., "bytes_not_loaded": ...}
 std::string common_skip_props(const llama_model * model);
 
+// An empty value would otherwise look like a flag that was not given: exits.
+const std::string & common_skip_not_empty(const char * flag, const std::string & value);
+
 //
 // llama-bench, which has its own parser
 //
