@@ -9,7 +9,6 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
-#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <mutex>

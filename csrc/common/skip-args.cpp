@@ -61,6 +61,12 @@ void common_skip_add_args(const std::function<void(common_arg)> & add_opt) {
                 .set_env("LLAMA_ARG_SKIP_LAYERS_DRAFT"));
 }
 
+static std::vector<llama_model_kv_override> terminated(std::vector<llama_model_kv_override> overrides) {
+    overrides.emplace_back();
+    overrides.back().key[0] = 0;
+    return overrides;
+}
+
 // an override whose key begins with `key`
 static bool has_override(const std::vector<llama_model_kv_override> & overrides, const std::string & key) {
     for (const auto & o : overrides) {
@@ -71,18 +77,19 @@ static bool has_override(const std::vector<llama_model_kv_override> & overrides,
     return false;
 }
 
-static void add_flag(
-    std::vector<llama_model_kv_override> & overrides, const char * flag, const char * key, const std::string & value) {
+// `same`: the keys of overrides that say the same as the flag
+static void add_flag(std::vector<llama_model_kv_override> & overrides, const char * flag,
+    std::initializer_list<const char *> same, const char * key, const std::string & value) {
     if (value.empty()) {
         return;
     }
-    for (const char * same : { key, key == LLAMA_SKIP_KEY_LAYERS ? LLAMA_SKIP_KEY_PLAN : key }) {
-        if (has_override(overrides, same)) {
+    for (const char * other : same) {
+        if (has_override(overrides, other)) {
             throw std::invalid_argument(
-                string_format("error: %s: also given as --override-kv %s, use one of them", flag, same));
+                string_format("error: %s: also given as --override-kv %s, use one of them", flag, other));
         }
     }
-    llama_skip_add_override(overrides, key == LLAMA_SKIP_KEY_LAYERS ? llama_skip_key_of(value) : key, value);
+    llama_skip_add_override(overrides, key, value);
 }
 
 // architectures that were not tested are allowed
@@ -107,11 +114,9 @@ static void check_path(const std::string & path, const std::string & layers, con
     }
 }
 
-static void check_overrides(const std::string & path, std::vector<llama_model_kv_override> overrides,
+static void check_overrides(const std::string & path, const std::vector<llama_model_kv_override> & overrides,
     const char * name_layers, const char * name_scale) {
-    overrides.emplace_back();
-    overrides.back().key[0] = 0;
-    if (!llama_skip_check_flags(path.c_str(), overrides.data(), name_layers, name_scale)) {
+    if (!llama_skip_check_flags(path.c_str(), terminated(overrides).data(), name_layers, name_scale)) {
         throw std::invalid_argument(string_format("error: %s", llama_skip_error()));
     }
 }
@@ -144,7 +149,7 @@ void common_skip_note_pattern(const char * pattern) {
 
 // "blk\.N..." with N a kept block's number -> the same with its index in the file
 static void place_patterns(std::vector<llama_model_tensor_buft_override> & bufts, const std::string & path_model,
-    const llama_model_kv_override * overrides, bool is_plan) {
+    const std::vector<llama_model_kv_override> & overrides) {
     static std::list<std::string> placed; // patterns are borrowed pointers
 
     for (auto & o : bufts) {
@@ -155,12 +160,11 @@ static void place_patterns(std::vector<llama_model_tensor_buft_override> & bufts
 
         std::cmatch m;
         if (std::regex_search(o.pattern, m, number)) {
-            if (is_plan && path_model.empty()) {
+            if (path_model.empty() && has_override(overrides, LLAMA_SKIP_KEY_PLAN)) {
                 throw std::invalid_argument(
-                    "error: -ncmoe and -ncffn count kept blocks, so beside a plan that the model "
-                    "brings they need the model's path (--model FILE)");
+                    "error: -ncmoe and -ncffn count the blocks that a plan keeps, so they need --model FILE");
             }
-            const int il = llama_skip_layer_index(path_model.c_str(), overrides, std::stoi(m[1]));
+            const int il = llama_skip_layer_index(path_model.c_str(), overrides.data(), std::stoi(m[1]));
             placed.push_back(string_format("blk\\.%d%s", il, m.suffix().str().c_str()));
             o.pattern = placed.back().c_str();
         }
@@ -187,8 +191,9 @@ void common_skip_finish(common_params & params) {
     check_path("", draft.skip_layers, "", "--skip-layers-draft", "");
 
     const bool with_overrides = has_override(params.kv_overrides, "skip.");
-    add_flag(params.kv_overrides, "--skip-layers", LLAMA_SKIP_KEY_LAYERS, params.skip_layers);
-    add_flag(params.kv_overrides, "--skip-scale", LLAMA_SKIP_KEY_SCALE, params.skip_scale);
+    add_flag(params.kv_overrides, "--skip-layers", { LLAMA_SKIP_KEY_LAYERS, LLAMA_SKIP_KEY_PLAN },
+        llama_skip_key_of(params.skip_layers), params.skip_layers);
+    add_flag(params.kv_overrides, "--skip-scale", { LLAMA_SKIP_KEY_SCALE }, LLAMA_SKIP_KEY_SCALE, params.skip_scale);
     if (params.skip_untested) {
         add_untested(params.kv_overrides);
     }
@@ -199,20 +204,16 @@ void common_skip_finish(common_params & params) {
     }
     checked_model() = params.model.path;
 
-    const bool is_plan = has_override(params.kv_overrides, LLAMA_SKIP_KEY_PLAN);
-    if (is_plan || has_override(params.kv_overrides, LLAMA_SKIP_KEY_LAYERS)) {
-        auto overrides = params.kv_overrides;
-        overrides.emplace_back();
-        overrides.back().key[0] = 0;
-        place_patterns(params.tensor_buft_overrides, params.model.path, overrides.data(), is_plan);
+    if (has_override(params.kv_overrides, LLAMA_SKIP_KEY_LAYERS) ||
+        has_override(params.kv_overrides, LLAMA_SKIP_KEY_PLAN)) {
+        const auto overrides = terminated(params.kv_overrides);
+        place_patterns(params.tensor_buft_overrides, params.model.path, overrides);
         check_cvec(params, overrides.data());
     }
     if (!draft.skip_layers.empty()) {
-        check_overrides(draft.mparams.path, draft_overrides({}, draft.skip_layers, params.skip_untested),
-            "--skip-layers-draft", "");
-        place_patterns(params.speculative.draft.tensor_buft_overrides, draft.mparams.path,
-            common_skip_overrides(draft.skip_layers, ""),
-            llama_skip_key_of(draft.skip_layers) == std::string(LLAMA_SKIP_KEY_PLAN));
+        const auto overrides = draft_overrides({}, draft.skip_layers, params.skip_untested);
+        check_overrides(draft.mparams.path, overrides, "--skip-layers-draft", "");
+        place_patterns(params.speculative.draft.tensor_buft_overrides, draft.mparams.path, terminated(overrides));
     }
 }
 
@@ -248,12 +249,8 @@ void common_skip_to_draft(common_params & params, const common_params_speculativ
     }
     params.skip_layers = draft.skip_layers;
     params.skip_scale.clear();
-    overrides = draft_overrides(std::move(overrides), draft.skip_layers, params.skip_untested);
-    if (!overrides.empty()) {
-        overrides.emplace_back();
-        overrides.back().key[0] = 0;
-    }
-    params.kv_overrides = std::move(overrides);
+    overrides           = draft_overrides(std::move(overrides), draft.skip_layers, params.skip_untested);
+    params.kv_overrides = overrides.empty() ? overrides : terminated(overrides);
 }
 
 const llama_model_kv_override * common_skip_overrides(const std::string & layers, const std::string & scale) {
