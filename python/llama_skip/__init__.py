@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_skip.errors import ModelLoadError
+    from llama_skip.eval import evaluate
+    from llama_skip.evalfile import EvalRow, Evaluation
     from llama_skip.grammar import LlamaGrammar
     from llama_skip.llama import Llama
     from llama_skip.loaded import DeviceMemory, HiddenStates
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DeviceMemory": "loaded",
+    "EvalRow": "evalfile",
+    "Evaluation": "evalfile",
     "HiddenStates": "loaded",
     "Llama": "llama",
     "LlamaGrammar": "grammar",
@@ -31,10 +35,13 @@ _HOMES = {
     "MinTokensLogitsProcessor": "sampling",
     "ModelLoadError": "errors",
     "StoppingCriteriaList": "sampling",
+    "evaluate": "eval",
     "fit_gpu_layers": "memory",
 }
 __all__ = [
     "DeviceMemory",
+    "EvalRow",
+    "Evaluation",
     "HiddenStates",
     "Llama",
     "LlamaGrammar",
@@ -44,6 +51,7 @@ __all__ = [
     "ModelLoadError",
     "StoppingCriteriaList",
     "__version__",
+    "evaluate",
     "fit_gpu_layers",
 ]
 

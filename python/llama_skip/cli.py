@@ -12,6 +12,7 @@ VERBS = {
     "score": "measure what each block costs, and the order in which blocks go",
     "demo": "measure what leaving blocks out costs and saves",
     "doctor": "say which back-ends and devices there are",
+    "eval": "measure what plans, sets and other files cost on a text, and what they save",
 }
 
 

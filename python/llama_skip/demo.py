@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llama_skip import _core, doctor, measure
-from llama_skip.command import Parser, UsageError, run
+from llama_skip.command import Parser, UsageError, aligned, run
 from llama_skip.demo_text import N_WINDOWS, Text, from_file, own_writing, own_writing_steps
 from llama_skip.llama import Llama
 from llama_skip.progress import progress
@@ -179,13 +179,12 @@ def table(rows: Sequence[measure.Row], text: Text) -> Iterator[str]:
         ]
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    for line in [head, *cells]:
-        yield "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    yield from aligned([head, *cells])
     yield ""
     yield f"perplexity: lower is better; on {text.source} ({rows[0].n_scored} tokens scored)"
     yield ""
     yield f'after "{measure.PROMPT}" each goes on, always with the likeliest token:'
+    width = max(len(row.skip_layers) for row in rows)
     for row in rows:
         words = " ".join(row.writes.split()[:N_WORDS])
-        yield f"  {row.skip_layers.rjust(widths[0])}: {words} ..."
+        yield f"  {row.skip_layers.rjust(width)}: {words} ..."

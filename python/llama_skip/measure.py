@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,7 +15,7 @@ from llama_skip.progress import Progress
 PROMPT = "Once upon a time, a small boat"
 N_PROMPT = 256
 N_WRITE = 48
-N_STEPS = 3  # of the progress bar, besides one a window
+N_STEPS = 3  # of the progress bar for the speeds of a model
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,7 @@ def measure(llm: Llama, name: str, text: Text, bar: Progress) -> Row:
     bos = llm.token_bos() if llm.adds_bos else None
     ppl = perplexity.measure(llm, text.tokens, n_ctx=text.n_ctx, bos=bos, on_window=bar.step)
     bar.say(f"{name}: speed")
-    prompt_speed = max(_prompt_speed(llm, text, bar) for _ in range(2))
-    generation_speed, writes = _write(llm)
-    bar.step()
+    prompt_speed, generation_speed, writes = speed(llm, text.tokens, bar)
     memory = llm.memory().values()
     return Row(
         skip_layers=name,
@@ -66,8 +65,22 @@ def measure(llm: Llama, name: str, text: Text, bar: Progress) -> Row:
     )
 
 
-def _prompt_speed(llm: Llama, text: Text, bar: Progress) -> float:
-    prompt = text.tokens[: min(llm.n_ctx(), N_PROMPT)]
+def speed(llm: Llama, tokens: Sequence[int], bar: Progress) -> tuple[float, float, str]:
+    """Return tokens per second of a prompt and of single tokens, and what the model writes.
+
+    Args:
+        llm: a model whose context holds at least 32 tokens.
+        tokens: what the prompt is made of.
+        bar: gets N_STEPS steps.
+    """
+    prompt_speed = max(_prompt_speed(llm, tokens, bar) for _ in range(2))
+    generation_speed, writes = _write(llm)
+    bar.step()
+    return prompt_speed, generation_speed, writes
+
+
+def _prompt_speed(llm: Llama, tokens: Sequence[int], bar: Progress) -> float:
+    prompt = tokens[: min(llm.n_ctx(), N_PROMPT)]
     llm.reset()
     start = time.perf_counter()
     llm.eval(prompt)
@@ -78,9 +91,11 @@ def _prompt_speed(llm: Llama, text: Text, bar: Progress) -> float:
 
 def _write(llm: Llama) -> tuple[float, str]:
     """Return the speed of single tokens, and what the model writes when it always takes the likeliest one."""
-    stream = llm.generate(llm.tokenize(PROMPT.encode()), temp=0.0)
+    prompt = llm.tokenize(PROMPT.encode())
+    n_write = min(N_WRITE, llm.n_ctx() - len(prompt) - 1)
+    stream = llm.generate(prompt, temp=0.0)
     tokens = [next(stream)]
     start = time.perf_counter()
-    tokens += islice(stream, N_WRITE)
+    tokens += islice(stream, n_write)
     elapsed = time.perf_counter() - start
-    return N_WRITE / elapsed, llm.detokenize(tokens).decode("utf-8", "ignore")
+    return n_write / elapsed, llm.detokenize(tokens).decode("utf-8", "ignore")

@@ -39,11 +39,13 @@ class _Bar:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Progress]:
-    """Show a bar of `total` steps for as long as the block runs."""
+def progress(total: int, *, shown: bool = True) -> Iterator[Progress]:
+    """Show a bar of `total` steps for as long as the block runs, or nothing."""
     try:
-        bar = _Bar(total)
+        bar = _Bar(total) if shown else None
     except ImportError:
+        bar = None
+    if bar is None:
         yield _Silent()
         return
     try:

@@ -59,6 +59,17 @@ def scale_text(scale: Scale | None, name: str) -> str:
     return repr(_factor(scale, name))
 
 
+def ranges_text(blocks: Iterable[int]) -> str:
+    """Return blocks in the shortest form of `--skip-layers`, as "13-14,25"; "" for no block."""
+    runs: list[list[int]] = []
+    for il in sorted(blocks):
+        if runs and il == runs[-1][1] + 1:
+            runs[-1][1] = il
+        else:
+            runs.append([il, il])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
 def parse_scale(text: str) -> dict[int, float]:
     """Return the factors of a text "N:A,..." by the first block of their gap."""
     pairs = (item.split(":") for item in text.split(",") if item)

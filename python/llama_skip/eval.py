@@ -1,0 +1,273 @@
+"""`llama-skip eval`: what plans and other files cost on a text, and what they save."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llama_skip import _core, divergence, measure, quality, skipset
+from llama_skip.command import Parser, UsageError, run
+from llama_skip.evalfile import FORMAT, EvalRow, Evaluation, table, to_json
+from llama_skip.evalresults import Results
+from llama_skip.files import VERSION, StrPath, check_writable
+from llama_skip.identity import check_same, identify
+from llama_skip.llama import Llama
+from llama_skip.options import CACHE_TYPES, add_model_options, model_options
+from llama_skip.planfile import read_plan
+from llama_skip.progress import Progress, progress
+from llama_skip.quality import Candidate
+from llama_skip.texts import read_text
+
+LEAST_CTX = 32
+N_WINDOWS = 8
+NO_RESULT = ("n_threads", "n_threads_batch", "verbose", "log", "progress")  # options that change no result
+DEFAULTS: dict[str, Any] = {
+    "n_batch": 512,
+    "n_ubatch": 512,
+    "n_gpu_layers": -1,
+    "type_k": CACHE_TYPES["f16"],
+    "type_v": CACHE_TYPES["f16"],
+    "flash_attn": None,
+    "devices": None,
+    "rpc_servers": None,
+    "skip_untested": False,
+    "verbose": False,
+}
+Log = Callable[[str], object]
+
+
+def evaluate(
+    model_path: StrPath,
+    skip_layers: Sequence[skipset.Layers] = (),
+    *,
+    skip_scale: skipset.Scale | None = None,
+    plans: Sequence[StrPath] = (),
+    also: Sequence[StrPath] = (),
+    text: StrPath | None = None,
+    n_ctx: int = 512,
+    n_windows: int = N_WINDOWS,
+    speed: bool = True,
+    output: StrPath | None = None,
+    show_progress: bool = False,
+    log: Log = lambda line: None,
+    **options: Any,
+) -> Evaluation:
+    """Measure perplexity, KL divergence from the full model, speed and memory of sets of blocks and of files.
+
+    Perplexity and its error are those that llama-perplexity prints, given the same text, context (-c),
+    windows (--chunks) and batch sizes; its -b has to be at most -c, as here.
+
+    Args:
+        model_path: the full model, which the first row is about.
+        skip_layers: the sets, each as for `Llama`.
+        skip_scale: what the gaps of each of these sets are scaled by.
+        plans: plan files.
+        also: other files with the same vocabulary, such as other quantizations.
+        text: a text file; None: text that the full model writes itself.
+        n_ctx: tokens in a window.
+        n_windows: windows at most, 0 for the whole text.
+        speed: measure tokens per second.
+        output: a file that gets the results. One that has some already, with the same settings, is added to.
+        show_progress: show a bar on stderr.
+        log: called with each line that a user should see.
+        options: further arguments of `Llama`, such as n_gpu_layers.
+
+    Raises:
+        ValueError: a bad set, the plan of another model, a text that is too short, NaN in the logits, or an
+            output file made with other settings.
+        OSError: a file that cannot be read or written.
+        llama_skip.ModelLoadError: a file that cannot be loaded.
+    """
+    if n_ctx < LEAST_CTX or n_windows < 0:
+        raise ValueError(
+            f"n_ctx is {n_ctx}, the least is {LEAST_CTX}; n_windows is {n_windows}, the least is 0"
+        )
+    options = {**DEFAULTS, **options, "n_ctx": n_ctx}
+    if output is not None:
+        check_writable(output)
+    full = Candidate("none", os.fspath(model_path), identify(model_path))
+    candidates = [full]
+    candidates += [of_set(full, layers, skip_scale, **options) for layers in skip_layers]
+    candidates += [of_plan(full, plan, log=log, **options) for plan in plans]
+    candidates += [Candidate(Path(path).name, os.fspath(path), identify(path)) for path in also]
+    unique: dict[str, Candidate] = {}
+    for candidate in candidates:
+        unique.setdefault(candidate.key, candidate)
+    candidates = list(unique.values())
+
+    # a file only has to be cut into tokens, the model's own writing has to be written
+    with Llama(full.path, **options, vocab_only=text is not None) as llm:
+        tokens, info = read_text(llm, text, n_ctx=n_ctx, n_windows=n_windows, show_progress=show_progress)
+    settings = {key: value for key, value in options.items() if key not in NO_RESULT} | {"speed": speed}
+    settings = json.loads(json.dumps(settings))  # as it will be read back
+    results = Results(Evaluation(full.model, info, settings), candidates, output)
+    n_steps = len(candidates) * (info.n_windows + (measure.N_STEPS if speed else 0))
+    with progress(n_steps, shown=show_progress) as bar:
+        try:
+            _measure(results, candidates, tokens, bar, options)
+        finally:
+            results.write()
+    return results.evaluation()
+
+
+def of_set(
+    full: Candidate,
+    layers: skipset.Layers,
+    scale: skipset.Scale | None,
+    *,
+    name: str | None = None,
+    **options: Any,
+) -> Candidate:
+    """Return a set of blocks of the full model, which a dry run has checked, and named where it has a name.
+
+    Raises:
+        ValueError: a bad set, or one that the architecture does not allow.
+    """
+    text = skipset.layers_text(layers, "skip_layers")
+    with Llama(full.path, skip_layers=text, skip_scale=scale, dry_run=True, **options) as llm:
+        factors = skipset.scale_text(llm.skip_scale, "skip_scale")
+        blocks = skipset.ranges_text(llm.skip_layers)
+    return replace(full, name=name or text, skip_layers=blocks, skip_scale=factors)
+
+
+def of_plan(full: Candidate, path: StrPath, *, log: Log, **options: Any) -> Candidate:
+    """Return the set of a plan file.
+
+    Raises:
+        ValueError: a plan of another model, or one that is not whole.
+        OSError: the file cannot be read.
+    """
+    plan = read_plan(path)
+    if line := check_same(plan.model, full.model, str(path)):
+        log(line)
+    return of_set(full, plan.skip_layers or "none", plan.skip_scale or None, name=Path(path).stem, **options)
+
+
+def _measure(
+    results: Results,
+    candidates: Sequence[Candidate],
+    tokens: Sequence[int],
+    bar: Progress,
+    options: dict[str, Any],
+) -> None:
+    """Measure what `results` lacks: first all on the text, then each alone for speed and memory."""
+    info, full = results.begun.text, candidates[0]
+    missing = [candidate for candidate in candidates if candidate.key not in results.rows]
+    bar.say("perplexity and KL divergence")
+    if any(len(results.pending.get(candidate.key, ())) < info.n_windows for candidate in missing):
+
+        def on_window() -> None:
+            bar.step()
+            results.write(now=False)
+
+        quality.score_candidates(full, missing, tokens, done=results.pending, on_window=on_window, **options)
+    for candidate in missing:
+        bar.say(f"{candidate.name}: speed and memory")
+        with candidate.load(**options) as llm:
+            speeds: tuple[float | None, float | None] = (None, None)
+            if results.begun.settings["speed"]:
+                speeds = measure.speed(llm, tokens, bar)[:2]
+            row = _row(candidate, results.pending[candidate.key], llm, speeds)
+        results.add(row)
+        results.write()
+
+
+def _row(
+    candidate: Candidate,
+    pieces: Sequence[divergence.Scored],
+    llm: Llama,
+    speeds: tuple[float | None, float | None],
+) -> EvalRow:
+    ppl, kld = divergence.summary(pieces)
+    return EvalRow(
+        name=candidate.name,
+        file=candidate.model.name,
+        file_id=candidate.model.file_id,
+        file_type=candidate.model.file_type,
+        n_layer=candidate.model.n_layer,
+        skip_layers=candidate.skip_layers,
+        skip_scale=candidate.skip_scale,
+        perplexity=ppl.value,
+        perplexity_error=ppl.error,
+        kld=kld.mean,
+        kld_error=kld.error,
+        kld_median=kld.median,
+        kld_99=kld.quantile_99,
+        top1=kld.top1,
+        n_scored=kld.n_tokens,
+        prompt_speed=speeds[0],
+        generation_speed=speeds[1],
+        memory=llm.memory(),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the full model and what is to be compared with it, and print a table, or JSON."""
+    args = _parser().parse_args(argv)
+    return run(lambda: _eval(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="llama-skip eval", description=__doc__)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="the full model, a GGUF file")
+    add("--skip-layers", metavar="SPEC", action="append", default=[], help="blocks to leave out; repeat it")
+    add("--skip-scale", metavar="SPEC", help="what the gaps of each SPEC are scaled by")
+    add("--plan", metavar="FILE", action="append", default=[], help="a plan file; repeat it")
+    add("--also", metavar="FILE", action="append", default=[], help="another file to compare; repeat it")
+    add("-f", "--file", metavar="TEXT", help="text to measure on (default: the model's own writing)")
+    add(
+        "--windows",
+        "--chunks",
+        metavar="N",
+        type=int,
+        default=N_WINDOWS,
+        help=f"windows of TEXT at most, 0: all (default: {N_WINDOWS})",
+    )
+    add("--no-speed", action="store_true", help="measure no speed")
+    add("-o", "--output", metavar="FILE", help="write the results, and go on where FILE ends")
+    add("--json", action="store_true", help="print JSON")
+    add_model_options(parser)
+    return parser
+
+
+def _eval(args: argparse.Namespace) -> int:
+    for layers in args.skip_layers:
+        try:
+            _core.check_skip(
+                os.fsencode(args.model), layers, args.skip_scale or "", "--skip-layers", "--skip-scale"
+            )
+        except ValueError as err:
+            raise UsageError(err) from None
+    options = model_options(args)
+    if options["n_ctx"] < LEAST_CTX or args.windows < 0:
+        raise UsageError(f"--ctx-size has to be at least {LEAST_CTX}, and --windows at least 0")
+    found = evaluate(
+        args.model,
+        args.skip_layers,
+        skip_scale=args.skip_scale,
+        plans=args.plan,
+        also=args.also,
+        text=args.file,
+        n_windows=args.windows,
+        speed=not args.no_speed,
+        output=args.output,
+        show_progress=True,
+        log=lambda line: print(line, file=sys.stderr),
+        **options,
+    )
+    if args.json:
+        print(json.dumps({"format": FORMAT, "version": VERSION, **to_json(found)}, indent=1))
+        return 0
+    print("\n".join(table(found.rows)))
+    print(
+        f"\nlower is better; KL divergence from the full model in nats per token; on {found.text.name}, "
+        f"{found.text.n_windows} windows of {found.text.n_ctx} tokens ({found.text.n_scored} scored)"
+    )
+    return 0
