@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from llama_skip.llama import Llama
     from llama_skip.loaded import DeviceMemory, HiddenStates
     from llama_skip.memory import fit_gpu_layers
+    from llama_skip.planfile import Plan
+    from llama_skip.planning import plan_blocks, plan_memory, plan_speed
     from llama_skip.sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
     from llama_skip.state import LlamaState
 
@@ -34,9 +36,13 @@ _HOMES = {
     "LogitsProcessorList": "sampling",
     "MinTokensLogitsProcessor": "sampling",
     "ModelLoadError": "errors",
+    "Plan": "planfile",
     "StoppingCriteriaList": "sampling",
     "evaluate": "eval",
     "fit_gpu_layers": "memory",
+    "plan_blocks": "planning",
+    "plan_memory": "planning",
+    "plan_speed": "planning",
 }
 __all__ = [
     "DeviceMemory",
@@ -49,10 +55,14 @@ __all__ = [
     "LogitsProcessorList",
     "MinTokensLogitsProcessor",
     "ModelLoadError",
+    "Plan",
     "StoppingCriteriaList",
     "__version__",
     "evaluate",
     "fit_gpu_layers",
+    "plan_blocks",
+    "plan_memory",
+    "plan_speed",
 ]
 
 

@@ -13,6 +13,7 @@ VERBS = {
     "demo": "measure what leaving blocks out costs and saves",
     "doctor": "say which back-ends and devices there are",
     "eval": "measure what plans, sets and other files cost on a text, and what they save",
+    "plan": "choose the blocks to leave out for a size, memory, cost or speed",
 }
 
 

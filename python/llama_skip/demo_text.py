@@ -32,7 +32,9 @@ class Text(NamedTuple):
     n_ctx: int
 
 
-def own_writing(llm: Llama, n_ctx: int, bar: Progress, n_windows: int = N_WINDOWS) -> Text:
+def own_writing(
+    llm: Llama, n_ctx: int, bar: Progress, n_windows: int = N_WINDOWS, *, seed: int = SEED
+) -> Text:
     """Return a few windows of what the model itself writes: it needs no file, and no network."""
     n_pieces = 10 * own_writing_steps(n_ctx, n_windows)
     pieces: list[str] = []
@@ -49,7 +51,7 @@ def own_writing(llm: Llama, n_ctx: int, bar: Progress, n_windows: int = N_WINDOW
             top_k=0,
             top_p=1.0,
             min_p=0.05,
-            seed=SEED + i,
+            seed=seed + i,
             echo=True,
         )
         assert isinstance(result, dict)
@@ -57,7 +59,7 @@ def own_writing(llm: Llama, n_ctx: int, bar: Progress, n_windows: int = N_WINDOW
         tokens = llm.tokenize("\n\n".join(pieces).encode())
         bar.step()
     n_prompts = min(len(pieces), len(PROMPTS))
-    source = f"what the unpruned model itself writes after {n_prompts} mixed prompts, seed {SEED}"
+    source = f"what the unpruned model itself writes after {n_prompts} mixed prompts, seed {seed}"
     return Text(tokens[: n_windows * n_ctx], source, n_ctx)
 
 

@@ -1,0 +1,190 @@
+"""`llama-skip plan`: the blocks to leave out for a target, as arguments of llama.cpp's tools."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from llama_skip import alternatives, measure
+from llama_skip.command import Parser, UsageError, run
+from llama_skip.files import check_writable
+from llama_skip.identity import check_same, identify
+from llama_skip.llama import Llama
+from llama_skip.loaded import MIB
+from llama_skip.options import add_model_options, model_options
+from llama_skip.planfile import Plan, write_plan
+from llama_skip.planning import plan_blocks, plan_memory, plan_speed
+from llama_skip.progress import progress
+from llama_skip.score import score_model
+from llama_skip.scorefile import Score, read_score
+from llama_skip.texts import read_text
+
+FROM_SCORE = ("blocks", "fraction", "max_kld", "max_ppl_ratio")
+N_CTX, N_WINDOWS = 512, 4  # of the text on which the alternatives are measured
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the arguments of a plan on stdout, and all else on stderr."""
+    args = _parser().parse_args(argv)
+    return run(lambda: _plan(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="llama-skip plan", description=__doc__)
+    add = parser.add_argument
+    add("source", metavar="MODEL|SCORE", help="a GGUF file, or for the first four targets a score alone")
+    targets = parser.add_argument_group("target, one of")
+    target = targets.add_mutually_exclusive_group(required=True).add_argument
+    target("--blocks", metavar="K", type=int, help="leave K blocks out")
+    target("--fraction", metavar="F", type=float, help="a share of the blocks, 0 to 1, rounded down")
+    target("--max-kld", metavar="X", type=float, help="KL divergence of at most X nats per token")
+    target("--max-ppl-ratio", metavar="R", type=float, help="perplexity at most R times the full model's")
+    target("--vram", metavar="MIB", type=float, help="weights, KV cache and compute buffers within MIB")
+    target("--speedup", metavar="S", type=float, help="single tokens S times as fast")
+    add("--score", metavar="FILE", help="score of MODEL (default: it is scored first)")
+    add("--also", metavar="FILE", action="append", default=[], help="with --vram: another quantization")
+    add("--no-alternatives", action="store_true", help="with --vram: do not measure what else fits")
+    add("-f", "--file", metavar="TEXT", help="text to measure on (default: the model's own writing)")
+    add("-o", "--output", metavar="FILE", help="write the plan")
+    add_model_options(parser, ctx_size=4096)
+    return parser
+
+
+def _plan(args: argparse.Namespace) -> int:
+    if args.output:
+        check_writable(args.output)
+    options = model_options(args)
+    model, score = _score(args, options)
+    if args.vram is None and args.speedup is None:
+        plan = plan_blocks(score, **{name: getattr(args, name) for name in FROM_SCORE})
+    elif args.speedup is not None:
+        plan = plan_speed(model, score, args.speedup, **options)
+    else:
+        plan = plan_memory(model, score, args.vram, **_given(args, options))
+    for line in talk(plan):
+        _say(line)
+    if args.vram is not None and plan.skip_layers and not args.no_alternatives:
+        plan = _with_alternatives(plan, args, options)
+    if args.output:
+        write_plan(args.output, plan)
+    print(" ".join(arguments(plan)))
+    return 0
+
+
+def _score(args: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Score]:
+    """Return the model, "" where there is only a score, and its score."""
+    with Path(args.source).open("rb") as file:
+        is_model = file.read(4) == b"GGUF"
+    if not is_model:
+        if args.score:
+            raise UsageError(f"{args.source} is not a GGUF file, and --score needs one")
+        if args.vram is not None or args.speedup is not None:
+            raise UsageError("--vram and --speedup need MODEL, with --score FILE")
+        return "", read_score(args.source)
+    if args.score:
+        score = read_score(args.score)
+        if line := check_same(score.model, identify(args.source), args.score):
+            _say(line)
+        return args.source, score
+    output = f"{Path(args.source).stem}.score.json"
+    _say(f"no --score: scoring {args.source} first, into {output}")
+    host = {} if args.vram is None else {"n_gpu_layers": 0}  # the full model may not fit on the device
+    options = {key: value for key, value in options.items() if key != "n_ctx"} | host
+    return args.source, score_model(args.source, text=args.file, output=output, **options)
+
+
+def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options for a memory plan, without batch sizes that the tools have too."""
+    left = {"n_batch": args.batch_size, "n_ubatch": args.ubatch_size}
+    return {key: value for key, value in options.items() if left.get(key, True) is not None}
+
+
+def _with_alternatives(plan: Plan, args: argparse.Namespace, options: dict[str, Any]) -> Plan:
+    found = list(alternatives.ways(plan, args.source, args.vram, args.also, **options))
+    names = {candidate.name for candidate in found}
+    for file in args.also:
+        if Path(file).name not in names:
+            _say(f"{file}: nothing of it fits")
+    n_ctx = min(N_CTX, args.ctx_size)
+    text_options = {"n_ctx": n_ctx, "n_gpu_layers": 0, "verbose": False, "n_threads": args.threads}
+    with Llama(args.source, **text_options) as llm:
+        tokens, info = read_text(llm, args.file, n_ctx=n_ctx, n_windows=N_WINDOWS, show_progress=True)
+    n_steps = len(found) * (info.n_windows + measure.N_STEPS)
+    with progress(n_steps) as bar:
+        compared = alternatives.compare(found, tokens, n_ctx=n_ctx, bar=bar, threads=args.threads)
+    for line in alternatives.table(compared):
+        _say(line)
+    _say(f"on {info.name}, {info.n_windows} windows of {info.n_ctx} tokens")
+    recommended = next(a.name for a in compared if a.recommended)
+    found_by = {**plan.found, "recommended": recommended}
+    return replace(plan, found=found_by, alternatives=[asdict(a) for a in compared])
+
+
+def talk(plan: Plan) -> list[str]:
+    """Return what a person wants to know about a plan."""
+    found, n_layer = plan.found, plan.model.n_layer
+    lines = []
+    if plan.skip_layers:
+        lines += [
+            f"{plan.model.name}, {n_layer} blocks, without {plan.skip_layers}: KL divergence "
+            f"{found['kld']:.4f}, perplexity {found['perplexity']:.3f} instead of "
+            f"{found['perplexity_full']:.3f} ({found['text']['name']}), "
+            f"{found['bytes'] / MIB:.1f} MiB of weights less"
+        ]
+    elif "vram" in found["target"]:
+        lines += [f"{plan.model.name} fits as it is"]
+    else:
+        lines += [f"{plan.model.name}: the first block of the greedy path already costs more than that"]
+    if plan.runtime:
+        for name, used in plan.runtime["memory"].items():
+            lines.append(
+                f"{name if name != 'CPU' else 'host'}: {sum(used.values()):.1f} MiB: weights "
+                f"{used['weights']:.1f}, KV cache {used['kv']:.1f}, compute {used['compute']:.1f}"
+            )
+    if "speedup" in found:
+        lines.append(f"single tokens {found['speedup']:.2f} times as fast, measured")
+    return lines
+
+
+def arguments(plan: Plan) -> list[str]:
+    """Return a plan as arguments of llama.cpp's tools; no word of it needs quotes.
+
+    Raises:
+        ValueError: a device's name with a blank.
+    """
+    words = ["--skip-layers", plan.skip_layers] if plan.skip_layers else []
+    words += ["--skip-scale", plan.skip_scale] if plan.skip_scale else []
+    for flag, key in FLAGS.items():
+        value = (plan.runtime or {}).get(key)
+        if value is None:
+            continue
+        if key == "n_gpu_layers" and value < 0:
+            value = "all"
+        if isinstance(value, bool):
+            value = "on" if value else "off"
+        words += [flag, value if isinstance(value, str) else str(value)]
+    for word in words:
+        if word.split() != [word]:
+            raise ValueError(f"{word!r} cannot be an argument of $(llama-skip plan ...)")
+    return words
+
+
+FLAGS = {
+    "-c": "n_ctx",
+    "-b": "n_batch",
+    "-ub": "n_ubatch",
+    "-ctk": "type_k",
+    "-ctv": "type_v",
+    "-ngl": "n_gpu_layers",
+    "-fa": "flash_attn",
+    "-dev": "devices",
+    "--rpc": "rpc_servers",
+}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

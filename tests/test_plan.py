@@ -1,0 +1,368 @@
+"""`llama-skip plan`: prefixes of hand-made greedy paths, and what their loads take on a device."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builds import Build
+from llama_skip import Llama, evaluate, plan_blocks, plan_memory, plan_speed, planning
+from llama_skip.alternatives import Alternative, recommend
+from llama_skip.cli import main
+from llama_skip.evalfile import EvalRow
+from llama_skip.identity import Identity, block_bytes, identify
+from llama_skip.planfile import read_plan
+from llama_skip.scorefile import Score, Step, TextInfo, write_score
+from rpc import Proxy, rpc_device
+from test_quality import PROSE
+from tiny import blocks, random_model
+
+MODEL = Identity("x.gguf", "0" * 16, "1" * 16, "llama", 30, 64, 100, "F32", 30_000_000)
+TEXT = TextInfo("file", "text.txt", "", 1024, 512, 2, 510)
+ONE = {"n_threads": 1, "n_threads_batch": 1}
+ORDER = [5, 2, 4, 1]
+N_CTX = 256
+
+
+def score_of(model: Identity, order: list[int], klds: list[float], sizes: list[int] | None = None) -> Score:
+    """A score whose path costs `klds`; perplexity is 10 and 1 more for each tenth of a nat."""
+    freed = accumulate((sizes or [1_000_000] * model.n_layer)[block] for block in order)
+    path = [
+        Step(block, 10 + 10 * kld, 0.1, kld, 0.01, 0.9, 510, n)
+        for block, kld, n in zip(order, klds, freed, strict=True)
+    ]
+    return Score(model, TEXT, {}, True, 10.0, 0.1, path=path)
+
+
+SCORE = score_of(MODEL, [13, 25, 14, 3], [0.1, 0.3, 0.25, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("target", "layers"),
+    [
+        ({"blocks": 1}, "13"),
+        ({"blocks": 3}, "13-14,25"),
+        ({"fraction": 0.1}, "13-14,25"),
+        ({"fraction": 0.01}, "13"),
+        ({"fraction": 0.1333}, "13-14,25"),  # rounded down
+        ({"max_kld": 0.1}, "13"),
+        ({"max_kld": 0.27}, "13-14,25"),  # within the bound again after a step that is not
+        ({"max_kld": 0.09}, ""),
+        ({"max_kld": 9.0}, "3,13-14,25"),
+        ({"max_ppl_ratio": 1.31}, "13-14,25"),
+        ({"max_ppl_ratio": 1.0}, ""),
+    ],
+    ids=str,
+)
+def test_a_target_is_a_prefix(target: dict[str, Any], layers: str) -> None:
+    plan = plan_blocks(SCORE, **target)
+    assert plan.skip_layers == layers
+    assert plan.model == MODEL
+    assert plan.found["method"] == "greedy"
+    assert plan.found["target"] == target
+    assert plan.found["text"]["name"] == "text.txt"
+    n = len(planning_blocks(layers))
+    expected = (SCORE.path[n - 1].kld, SCORE.path[n - 1].perplexity) if n else (0.0, 10.0)
+    assert (plan.found["kld"], plan.found["perplexity"]) == expected
+
+
+def planning_blocks(layers: str) -> list[int]:
+    spans = [item.split("-") for item in layers.split(",") if item]
+    return [block for span in spans for block in range(int(span[0]), int(span[-1]) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"blocks": 5}, "the greedy path in the score has 4 blocks, 5 are asked for"),
+        ({"blocks": -1}, "blocks: -1 is below 0"),
+        ({"fraction": 0.2}, "has 4 blocks, 6 are asked for"),
+        ({"fraction": 1.0}, "not between 0 and 1"),
+        ({"fraction": 0.0}, "not between 0 and 1"),
+        ({"max_kld": -1.0}, "below 0"),
+        ({"max_kld": float("nan")}, "is not a number"),
+        ({"max_ppl_ratio": 0.9}, "below 1"),
+        ({}, "expected one of blocks"),
+        ({"blocks": 1, "fraction": 0.1}, "not 2 of them"),
+    ],
+    ids=str,
+)
+def test_targets_out_of_range(target: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_blocks(SCORE, **target)
+
+
+@pytest.mark.parametrize("n_path", [1, 2, 9, 40])
+def test_the_shortest_prefix_is_found(n_path: int) -> None:
+    for answer in range(n_path + 1):
+        asked: list[int] = []
+
+        def is_enough(n: int, answer: int = answer, asked: list[int] = asked) -> bool:
+            asked.append(n)
+            return n >= answer
+
+        assert planning.shortest(n_path, is_enough) == answer
+        assert len(asked) <= 2 + n_path.bit_length()
+
+
+@pytest.fixture(scope="module")
+def six(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("six") / "six.gguf"
+    return random_model(path, smollm2, "qwen3", 6, blocks(6, post_norm="ffn_norm"), {})
+
+
+@pytest.fixture(scope="module")
+def score(six: Path) -> Score:
+    return score_of(identify(six), ORDER, [0.1, 0.2, 0.3, 0.4], block_bytes(six))
+
+
+@pytest.fixture(scope="module")
+def files(six: Path, score: Score, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The score as a file, and a text."""
+    folder = tmp_path_factory.mktemp("files")
+    write_score(folder / "score.json", score)
+    (folder / "text.txt").write_text(3 * PROSE)
+    return folder / "score.json", folder / "text.txt"
+
+
+@pytest.fixture(scope="module")
+def device(ours: Build) -> Iterator[Proxy]:
+    with rpc_device(ours.tool("ggml-rpc-server")) as proxy:
+        yield proxy
+
+
+Used = Callable[..., float]
+
+
+@pytest.fixture(scope="module")
+def used(six: Path, device: Proxy) -> Used:
+    """What the device is asked for by a load without some blocks, in MiB, as it sees it."""
+
+    @cache
+    def mib(*out: int) -> float:
+        device.allocated.clear()
+        with Llama(
+            six,
+            skip_layers=out or None,
+            n_ctx=N_CTX,
+            n_gpu_layers=-1,
+            rpc_servers=device.endpoint,
+            flash_attn=None,
+            verbose=False,
+            **ONE,
+        ):
+            return sum(device.allocated) / 2**20
+
+    return mib
+
+
+def test_a_plan_for_memory_is_the_shortest_that_fits(
+    six: Path, score: Score, device: Proxy, used: Used
+) -> None:
+    options = {"n_ctx": N_CTX, "rpc_servers": device.endpoint, **ONE}
+    sizes = [used(*ORDER[:k]) for k in range(len(ORDER) + 1)]
+    assert sizes == sorted(sizes, reverse=True)
+    for k, size in enumerate(sizes):
+        plan = plan_memory(six, score, size + 0.001, **options)
+        out = planning_blocks(plan.skip_layers)
+        assert sorted(ORDER[:k]) == out
+        assert plan.runtime is not None
+        assert sum(sum(m.values()) for m in plan.runtime["memory"].values()) == pytest.approx(size)
+        assert used(*out) <= size + 0.001
+        if k:
+            assert used(*(block for block in out if block != ORDER[k - 1])) > size + 0.001
+    with pytest.raises(ValueError, match=r"MiB without the 4 blocks of the greedy path") as error:
+        plan_memory(six, score, sizes[-1] - 0.01, **options)
+    assert f"the full model takes {sizes[0]:.1f} MiB on RPC0" in str(error.value)
+    assert f"and {sizes[-1]:.1f} MiB without" in str(error.value)
+
+
+def test_without_a_device_it_is_the_host_that_counts(six: Path, score: Score) -> None:
+    def host(n: int) -> float:
+        kwargs = {"dry_run": True, "n_ctx": N_CTX, "flash_attn": None, **OPTIONS}
+        with Llama(six, skip_layers=ORDER[:n] or None, **kwargs) as llm:
+            return sum(llm.memory()["CPU"])
+
+    sizes = [host(n) for n in range(len(ORDER) + 1)]
+    # compute buffers can grow when a block goes: the first that fits counts
+    assert sizes != sorted(sizes, reverse=True)
+    for size in sizes:
+        plan = plan_memory(six, score, size, n_ctx=N_CTX, devices=[], **ONE)
+        first = next(n for n, other in enumerate(sizes) if other <= size)
+        assert planning_blocks(plan.skip_layers) == sorted(ORDER[:first])
+        assert plan.found["target"]["place"] == "on the host"
+
+
+OPTIONS: dict[str, Any] = {"devices": [], "n_gpu_layers": -1, "verbose": False, **ONE}
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    try:
+        code = main(["plan", *map(str, args)])
+    except SystemExit as err:
+        code = int(err.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_command_for_memory(
+    ours: Build,
+    six: Path,
+    files: tuple[Path, Path],
+    device: Proxy,
+    used: Used,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its words load what the plan says, and the alternatives are what they say too."""
+    mib = used(2, 5) + 0.001
+    quant, output = tmp_path / "q8.gguf", tmp_path / "plan.json"
+    assert ours.run("llama-quantize", six, quant, "Q8_0").returncode == 0
+    score_file, text = files
+    code, out, err = run(
+        capsys,
+        *(six, "--score", score_file, "--vram", mib, "-c", N_CTX, "--rpc", device.endpoint, "-t", 1),
+        *("-f", text, "--also", quant, "-o", output),
+    )
+    assert code == 0, err
+    words = ["--skip-layers", "2,5", "-c", "256", "-ctk", "f16", "-ctv", "f16", "-ngl", "all"]
+    assert out == " ".join([*words, "--rpc", device.endpoint]) + "\n"
+    device.tensors.clear()
+    done = ours.run("llama-completion", "-m", six, *out.split(), "-no-cnv", "-n", 2, "-p", "The", "-t", 1)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert device.blocks() == [0, 1, 3, 4]
+
+    plan = read_plan(output)
+    assert (plan.skip_layers, plan.model) == ("2,5", identify(six))
+    found = {a["name"]: a for a in plan.alternatives}
+    # heads of 16 allow no Q8_0 cache, and no smaller context is small enough
+    assert list(found) == ["leave blocks out", "fewer blocks on the device", "q8.gguf"]
+    skipping, fewer, other = found.values()
+    assert all(a["mib"] <= mib for a in found.values())
+    assert (fewer["kld"], skipping["n_gpu_layers"], other["n_gpu_layers"]) == (0, -1, -1)
+    assert 0 < fewer["n_gpu_layers"] < 7
+    with Llama(
+        six,
+        n_ctx=N_CTX,
+        n_gpu_layers=fewer["n_gpu_layers"] + 1,
+        rpc_servers=device.endpoint,
+        dry_run=True,
+        flash_attn=None,
+        verbose=False,
+        **ONE,
+    ) as llm:
+        assert sum(sum(m) for name, m in llm.memory().items() if name != "CPU") > mib
+    rows = evaluate(
+        six, ["2,5"], also=[quant], text=text, n_ctx=N_CTX, n_windows=4, speed=False, n_gpu_layers=0, **ONE
+    ).rows
+    assert same(rows[1], skipping)
+    assert same(rows[2], other)
+    best = next(a["name"] for a in found.values() if a["recommended"])
+    assert plan.found["recommended"] == best
+    assert ("not recommended" in err) == (best != "leave blocks out")
+
+
+def same(row: EvalRow, alternative: dict[str, Any]) -> bool:
+    return (row.kld, row.perplexity) == (alternative["kld"], alternative["perplexity"])
+
+
+def way(name: str, kld: float, speed: float, **kwargs: Any) -> Alternative:
+    return replace(
+        Alternative(name, "", "", 512, "f16", "f16", -1, 1.0),
+        kld=kld,
+        generation_speed=speed,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "best"),
+    [
+        ([("fewer blocks", 0.0, 50.0)], "skip"),  # slow: the point was to be fast
+        ([("fewer blocks", 0.0, 95.0)], "fewer blocks"),  # about as fast, and the same model
+        ([("quant", 0.1, 95.0), ("worse quant", 0.4, 105.0)], "quant"),
+        ([("quant", 0.3, 100.0)], "skip"),
+        ([("quant", 0.2, 101.0)], "quant"),  # as close, and faster
+        ([("quant", 0.3, 130.0)], "quant"),  # closer ones are slower than nine tenths of it
+    ],
+    ids=str,
+)
+def test_what_is_recommended(others: list[tuple[str, float, float]], best: str) -> None:
+    ways = [way("skip", 0.2, 100.0), *(way(*other) for other in others)]
+    ways.append(way("small context", 0.0, 120.0, same_context=False))
+    assert [a.name for a in recommend(ways) if a.recommended] == [best]
+
+
+def test_the_command_from_a_score(
+    files: tuple[Path, Path], six: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score_file, _ = files
+    output = tmp_path / "plan.json"
+    for source in ((score_file,), (six, "--score", score_file)):
+        code, out, err = run(capsys, *source, "--max-kld", 0.25, "-o", output)
+        assert (code, shlex.split(out)) == (0, ["--skip-layers", "2,5"])
+        assert "without 2,5: KL divergence 0.2000, perplexity 12.000 instead of 10.000" in err
+        assert read_plan(output).found["target"] == {"max_kld": 0.25}
+    assert run(capsys, score_file, "--max-kld", 0.01)[:2] == (0, "\n")
+    code, out, err = run(capsys, six, "--score", score_file, "--vram", 1e6, "-c", 64, "-t", 1)
+    assert (code, out) == (0, "-c 64 -ctk f16 -ctv f16 -ngl all\n")
+    assert "six.gguf fits as it is" in err
+
+
+def test_a_speedup(smollm2: Path, six: Path, score: Score) -> None:
+    """A third of the blocks is a third of the time, far more than timings vary."""
+    model = identify(smollm2)
+    long = score_of(model, list(range(8, 18)), [0.1] * 10)
+    plan = plan_speed(smollm2, long, 1.05, n_timed=3, **OPTIONS)
+    n = len(planning_blocks(plan.skip_layers))
+    assert plan.skip_layers == plan_blocks(long, blocks=n).skip_layers != ""
+    assert plan.found["speedup"] >= 1.05
+    with pytest.raises(ValueError, match=r"a speedup of 1000: leaving out all 4 blocks .* gives \d+\.\d\d:"):
+        plan_speed(six, score, 1000, **OPTIONS)
+    with pytest.raises(ValueError, match="speedup: 1 is not over 1"):
+        plan_speed(six, score, 1, **OPTIONS)
+
+
+def test_a_model_without_a_score_is_scored_first(
+    six: Path,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, six, "--blocks", 1, "-f", files[1], "-t", 1)
+    assert code == 0, err
+    assert out.startswith("--skip-layers ")
+    assert "no --score: scoring" in err
+    # the second time it is there
+    assert run(capsys, six, "--blocks", 1, "-f", files[1], "-t", 1)[1] == out
+    assert run(capsys, "six.score.json", "--blocks", 1)[1] == out
+
+
+def test_bad_input(
+    six: Path, smollm2: Path, files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score_file, text = files
+    for args, code, message in (
+        ((score_file,), 2, "one of the arguments --blocks"),
+        ((score_file, "--blocks", 1, "--fraction", 0.1), 2, "not allowed with argument"),
+        ((score_file, "--vram", 100), 2, "--vram and --speedup need MODEL"),
+        ((score_file, "--blocks", 1, "--score", score_file), 2, "is not a GGUF file"),
+        ((score_file, "--blocks", 5), 1, "has 4 blocks, 5 are asked for"),
+        ((text, "--blocks", 1), 1, "not a JSON file"),
+        ((tmp_path / "none", "--blocks", 1), 1, "No such file"),
+        ((smollm2, "--score", score_file, "--blocks", 1), 1, "is about another model: six.gguf"),
+        ((six, "--score", score_file, "--vram", 0.5, "-t", 1), 1, "MiB without the 4 blocks"),
+        ((score_file, "--blocks", 1, "-o", tmp_path / "no" / "plan.json"), 1, "No such file"),
+    ):
+        found, out, err = run(capsys, *args)
+        assert (found, out) == (code, ""), err
+        assert message in err
+    assert list(tmp_path.iterdir()) == []
