@@ -19,6 +19,7 @@ from llama_skip.evalfile import read_evaluation
 from llama_skip.identity import identify
 from llama_skip.planfile import Plan, write_plan
 from test_quality import PROSE
+from tiny import blocks, random_model
 
 ONE = {"n_threads": 1, "n_threads_batch": 1}
 LINE = r"Mean PPL\(Q\)|Mean    KLD|Median  KLD|99\.0%   KLD|Same top p"
@@ -295,3 +296,16 @@ def test_bad_input(
         assert message in err
         assert "Traceback" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "plan.json"]
+
+
+def test_nan(smollm2: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(name: str, data: np.ndarray) -> np.ndarray:
+        return data * np.nan if name == "output_norm.weight" else data
+
+    model = random_model(
+        tmp_path / "nan.gguf", smollm2, "qwen3", 2, blocks(2, post_norm="ffn_norm"), {}, change
+    )
+    code, out, err = run(capsys, model, "-f", text, "-c", 64, "--windows", 1, "-o", tmp_path / "eval.json")
+    assert (code, out) == (1, "")
+    assert "error: NaN in the logits of 31 of 31 tokens" in err
+    assert list(tmp_path.iterdir()) == [model]

@@ -9,8 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from llama_skip import alternatives, measure
+from llama_skip import alternatives, measure, score
 from llama_skip.command import Parser, UsageError, run
+from llama_skip.demo_text import own_writing_steps
 from llama_skip.files import check_writable
 from llama_skip.identity import check_same, identify
 from llama_skip.llama import Llama
@@ -19,12 +20,12 @@ from llama_skip.options import add_model_options, model_options
 from llama_skip.planfile import Plan, write_plan
 from llama_skip.planning import plan_blocks, plan_memory, plan_speed
 from llama_skip.progress import progress
-from llama_skip.score import score_model
-from llama_skip.scorefile import Score, read_score
+from llama_skip.scorefile import Score, read_score, share_of_blocks
 from llama_skip.texts import read_text
 
 FROM_SCORE = ("blocks", "fraction", "max_kld", "max_ppl_ratio")
-N_CTX, N_WINDOWS = 512, 4  # of the text on which the alternatives are measured
+N_CTX = 512  # tokens in a window of a text
+N_WINDOWS = 4  # on which the alternatives are measured
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,16 +56,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    if args.vram is None and args.also:
+        raise UsageError("--also is for --vram")
     if args.output:
         check_writable(args.output)
     options = model_options(args)
-    model, score = _score(args, options)
+    model, found = _score(args, options)
     if args.vram is None and args.speedup is None:
-        plan = plan_blocks(score, **{name: getattr(args, name) for name in FROM_SCORE})
+        plan = plan_blocks(found, **{name: getattr(args, name) for name in FROM_SCORE})
     elif args.speedup is not None:
-        plan = plan_speed(model, score, args.speedup, **options)
+        plan = plan_speed(model, found, args.speedup, **options)
     else:
-        plan = plan_memory(model, score, args.vram, **_given(args, options))
+        plan = plan_memory(model, found, args.vram, **_given(args, options))
     for line in talk(plan):
         _say(line)
     if args.vram is not None and plan.skip_layers and not args.no_alternatives:
@@ -86,15 +89,32 @@ def _score(args: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Scor
             raise UsageError("--vram and --speedup need MODEL, with --score FILE")
         return "", read_score(args.source)
     if args.score:
-        score = read_score(args.score)
-        if line := check_same(score.model, identify(args.source), args.score):
+        found = read_score(args.score)
+        if line := check_same(found.model, identify(args.source), args.score):
             _say(line)
-        return args.source, score
+        return args.source, found
+    return args.source, _fresh_score(args, options)
+
+
+def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
+    """Score the model, at least as far as the target needs."""
     output = f"{Path(args.source).stem}.score.json"
+    n_layer = identify(args.source).n_layer
+    n_path = share_of_blocks(score.FRACTION, n_layer)
+    if args.fraction is not None:
+        n_path = max(n_path, share_of_blocks(args.fraction, n_layer))
+    n_path = max(n_path, args.blocks or 0)
+    options = {key: value for key, value in options.items() if key != "n_ctx"}
+    if args.vram is not None:
+        options["n_gpu_layers"] = 0  # the full model may not fit on the device
     _say(f"no --score: scoring {args.source} first, into {output}")
-    host = {} if args.vram is None else {"n_gpu_layers": 0}  # the full model may not fit on the device
-    options = {key: value for key, value in options.items() if key != "n_ctx"} | host
-    return args.source, score_model(args.source, text=args.file, output=output, **options)
+    n_windows = score.N_TOKENS // N_CTX
+    n_steps = score.steps(n_windows, n_path, n_layer)
+    n_steps += 0 if args.file else own_writing_steps(N_CTX, n_windows)
+    with progress(n_steps) as bar:
+        return score.score_model(
+            args.source, text=args.file, output=output, n_ctx=N_CTX, n_path=n_path, bar=bar, **options
+        )
 
 
 def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import os
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from llama_skip import skipset
+from llama_skip import measure, skipset
 from llama_skip.files import StrPath
 from llama_skip.llama import Llama
 from llama_skip.loaded import DeviceMemory
@@ -19,7 +18,8 @@ from llama_skip.planfile import Plan
 from llama_skip.scorefile import Score, share_of_blocks
 
 N_PAIRS = 5  # timings of the full model, and as many of a prefix, in turn
-N_PROMPT, N_TIMED = 8, 16  # tokens
+N_TIMED = 16  # tokens
+N_CTX = 64  # tokens, besides those that are timed
 LONGER = "`llama-skip score MODEL --blocks N -o SCORE` goes on with a score, to N blocks"
 
 
@@ -162,7 +162,7 @@ def plan_speed(
         raise ValueError(f"speedup: {speedup} is not over 1")
     options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
     ratios = {0: 1.0}
-    with Llama(model_path, **{**options, "n_ctx": N_PROMPT + n_timed}) as llm:
+    with Llama(model_path, **{**options, "n_ctx": N_CTX + n_timed}) as llm:
 
         def is_fast(n_blocks: int) -> bool:
             if n_blocks not in ratios:
@@ -184,23 +184,18 @@ def plan_speed(
 
 def measured_speedup(llm: Llama, skip_layers: str, *, n_timed: int = N_TIMED) -> float:
     """Return how many times as fast single tokens are without blocks, from timings in turn."""
-    prompt = [max(llm.token_eos(), 0)] * N_PROMPT
 
     def timing(layers: str | None) -> float:
         llm.reset()
         llm.set_mask(layers)
-        llm.eval(prompt)
-        start = time.perf_counter()
-        for _ in range(n_timed):
-            llm.eval(prompt[:1])
-        return time.perf_counter() - start
+        return measure.single_tokens(llm, n_timed)[0]
 
     for layers in (None, skip_layers):
         timing(layers)  # not counted: the first builds its graph
     pairs = [(timing(None), timing(skip_layers)) for _ in range(N_PAIRS)]
     llm.reset()
     llm.set_mask(None)
-    return statistics.median(full for full, _ in pairs) / statistics.median(less for _, less in pairs)
+    return statistics.median(less for _, less in pairs) / statistics.median(full for full, _ in pairs)
 
 
 def shortest(n_path: int, is_enough: Callable[[int], bool]) -> int:
