@@ -1,5 +1,6 @@
 """The Python forms of a skip set and its scales, as the text that llama.cpp's side parses and checks."""
 
+import re
 from collections.abc import Iterable, Mapping
 from operator import index
 
@@ -93,3 +94,26 @@ def _factor(a: float, name: str) -> float:
         return float(a)
     except TypeError:
         raise TypeError(f"{name}: a factor is a number, not {type(a).__name__}") from None
+
+
+def blocks_of(text: str) -> list[int]:
+    """Return the blocks of a text that llama.cpp's side has accepted, in order."""
+    blocks: set[int] = set()
+    for item in re.split("[,;]", "" if text.strip() == "none" else text):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+)(?:\+(\d+))?)?\s*", item)
+        if match:
+            first, last, step = (int(part) if part else None for part in match.groups())
+            assert first is not None
+            blocks.update(range(first, (first if last is None else last) + 1, step or 1))
+    return sorted(blocks)
+
+
+def text_of(blocks: Iterable[int]) -> str:
+    """Return blocks as a text with ranges, "13-14,25"."""
+    runs: list[list[int]] = []
+    for il in sorted(set(blocks)):
+        if runs and il == runs[-1][-1] + 1:
+            runs[-1].append(il)
+        else:
+            runs.append([il])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
