@@ -11,25 +11,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llama_skip.annotate import Annotated, annotate_model
+    from llama_skip.bake import Baked, bake_model
     from llama_skip.errors import ModelLoadError
     from llama_skip.eval import evaluate
-    from llama_skip.evalfile import EvalRow, Evaluation
+    from llama_skip.evalfile import EvalRow, Evaluation, read_evaluation
     from llama_skip.grammar import LlamaGrammar
+    from llama_skip.identity import Identity, identify
+    from llama_skip.importers import import_plan
     from llama_skip.llama import Llama
-    from llama_skip.loaded import DeviceMemory, HiddenStates
+    from llama_skip.loaded import DeviceMemory, HiddenStates, Trace
     from llama_skip.memory import fit_gpu_layers
-    from llama_skip.planfile import Plan
+    from llama_skip.planfile import Plan, read_plan, write_plan
     from llama_skip.planning import plan_blocks, plan_memory, plan_speed
     from llama_skip.sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
+    from llama_skip.score import score_model
+    from llama_skip.scorefile import BlockScore, Score, Step, TextInfo, read_score, write_score
     from llama_skip.state import LlamaState
 
     __version__: str
 
 _HOMES = {
+    "Annotated": "annotate",
+    "Baked": "bake",
+    "BlockScore": "scorefile",
     "DeviceMemory": "loaded",
     "EvalRow": "evalfile",
     "Evaluation": "evalfile",
     "HiddenStates": "loaded",
+    "Identity": "identity",
     "Llama": "llama",
     "LlamaGrammar": "grammar",
     "LlamaState": "state",
@@ -37,18 +47,36 @@ _HOMES = {
     "MinTokensLogitsProcessor": "sampling",
     "ModelLoadError": "errors",
     "Plan": "planfile",
+    "Score": "scorefile",
+    "Step": "scorefile",
     "StoppingCriteriaList": "sampling",
+    "TextInfo": "scorefile",
+    "Trace": "loaded",
+    "annotate_model": "annotate",
+    "bake_model": "bake",
     "evaluate": "eval",
     "fit_gpu_layers": "memory",
+    "identify": "identity",
+    "import_plan": "importers",
     "plan_blocks": "planning",
     "plan_memory": "planning",
     "plan_speed": "planning",
+    "read_evaluation": "evalfile",
+    "read_plan": "planfile",
+    "read_score": "scorefile",
+    "score_model": "score",
+    "write_plan": "planfile",
+    "write_score": "scorefile",
 }
 __all__ = [
+    "Annotated",
+    "Baked",
+    "BlockScore",
     "DeviceMemory",
     "EvalRow",
     "Evaluation",
     "HiddenStates",
+    "Identity",
     "Llama",
     "LlamaGrammar",
     "LlamaState",
@@ -56,13 +84,27 @@ __all__ = [
     "MinTokensLogitsProcessor",
     "ModelLoadError",
     "Plan",
+    "Score",
+    "Step",
     "StoppingCriteriaList",
+    "TextInfo",
+    "Trace",
     "__version__",
+    "annotate_model",
+    "bake_model",
     "evaluate",
     "fit_gpu_layers",
+    "identify",
+    "import_plan",
     "plan_blocks",
     "plan_memory",
     "plan_speed",
+    "read_evaluation",
+    "read_plan",
+    "read_score",
+    "score_model",
+    "write_plan",
+    "write_score",
 ]
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from gguf import GGUFValueType as Kind
 
-from llama_skip import _core, identity
+from llama_skip import identity
 from llama_skip.baking import baked_entries, baked_tensors
 from llama_skip.command import Parser, UsageError, run
-from llama_skip.files import StrPath, check_writable, replacing
+from llama_skip.files import StrPath, check_writable, is_one_of, replacing
 from llama_skip.gguf_file import Entry, Gguf, make_array, make_entry, n_chunks, read_gguf, write_gguf
 from llama_skip.identity import Identity
 from llama_skip.planfile import Plan, read_plan
 from llama_skip.progress import progress
-from llama_skip.skipset import Layers, Scale, blocks_of, layers_text, scale_text, text_of
+from llama_skip.skipset import Layers, Scale, layers_text, resolve, scale_text, ranges_text
 
 
 @dataclass(frozen=True)
@@ -93,22 +93,20 @@ def bake_model(
     with progress(n_chunks(tensors), shown=verbose) as bar, replacing(output) as file:
         bar.say(f"writing {Path(output).name}")
         write_gguf(file, entries.values(), tensors, gguf.alignment, bar)
-    return Baked(Path(output), blocks, text_of(out), os.path.getsize(output), note)
+    return Baked(Path(output), blocks, ranges_text(out), os.path.getsize(output), note)
 
 
 def _checked(model: StrPath, layers: str, scale: str) -> set[int]:
     """Return the blocks of a set that can be left out and that is not empty."""
-    _core.check_skip(os.fsencode(model), layers or "none", scale, "skip_layers", "skip_scale")
-    out = set(blocks_of(layers))
-    if not out:
+    blocks, factors = resolve(model, layers or "none", scale)
+    if not blocks:
         raise ValueError("no block is left out, there is nothing to bake")
-    factors = [float(item.rpartition(":")[2]) for item in scale.split(",") if item]
-    if any(factor != 1 for factor in factors):
+    if factors:
         raise ValueError(
-            f"a gap scaled by {scale} cannot be baked: what the blocks behind it add is not scaled, so no "
+            f"gaps scaled by {factors} cannot be baked: what the blocks behind it add is not scaled, so no "
             "weight can hold the factor exactly"
         )
-    return out
+    return set(blocks)
 
 
 def _record(about: Identity, blocks: list[int], out: set[int], plan: Plan | None) -> list[Entry]:
@@ -117,7 +115,7 @@ def _record(about: Identity, blocks: list[int], out: set[int], plan: Plan | None
         "model_id": about.model_id,
         "file_id": about.file_id,
         "name": about.name,
-        "layers": text_of(out),
+        "layers": ranges_text(out),
         "method": str(plan.found.get("method", "given")) if plan else "given",
     }
     return [
@@ -128,7 +126,7 @@ def _record(about: Identity, blocks: list[int], out: set[int], plan: Plan | None
 
 
 def _check_output(gguf: Gguf, output: StrPath) -> None:
-    if os.path.exists(output) and any(os.path.samefile(path, output) for path in gguf.paths):
+    if is_one_of(output, gguf.paths):
         raise ValueError(f"{os.fspath(output)} is the model itself, name another file to write")
     check_writable(output)
 

@@ -9,12 +9,16 @@ from importlib import import_module
 from llama_skip.command import Parser
 
 VERBS = {
-    "score": "measure what each block costs, and the order in which blocks go",
     "demo": "measure what leaving blocks out costs and saves",
-    "doctor": "say which back-ends and devices there are",
-    "eval": "measure what plans, sets and other files cost on a text, and what they save",
+    "score": "measure what each block costs, and the order in which blocks go",
     "plan": "choose the blocks to leave out for a size, memory, cost or speed",
+    "eval": "measure what plans, sets and other files cost on a text, and what they save",
+    "bake": "write a file without some blocks for the unpatched llama.cpp",
+    "annotate": "write scores and named plans into a model, or beside it",
+    "import": "make a plan from what another project wrote",
+    "doctor": "say which back-ends and devices there are",
 }
+MODULES = {"import": "importers"}
 
 
 class _Version(argparse.Action):
@@ -36,5 +40,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, text in VERBS.items():
         verbs.add_parser(name, help=text, add_help=False)
     args, rest = parser.parse_known_args(argv)
-    code: int = import_module(f"llama_skip.{args.verb}").main(rest)
+    code: int = import_module(f"llama_skip.{MODULES.get(args.verb, args.verb)}").main(rest)
     return code

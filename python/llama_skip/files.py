@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -62,6 +62,11 @@ def check_writable(path: StrPath) -> None:
         target.unlink()
     elif not os.access(target.parent, os.W_OK):
         raise PermissionError(13, os.strerror(13), str(path))
+
+
+def is_one_of(path: StrPath, others: Iterable[StrPath]) -> bool:
+    """Return whether `path` exists and is the same file as one of `others`."""
+    return os.path.exists(path) and any(os.path.samefile(path, other) for other in others)
 
 
 def write_json(path: StrPath, kind: str, content: Mapping[str, Any]) -> None:

@@ -1,8 +1,11 @@
 """The Python forms of a skip set and its scales, as the text that llama.cpp's side parses and checks."""
 
-import re
+import os
 from collections.abc import Iterable, Mapping
 from operator import index
+
+from llama_skip import _core
+from llama_skip.files import StrPath
 
 Layers = str | Iterable[int]
 Scale = float | str | Mapping[int, float]
@@ -63,7 +66,7 @@ def scale_text(scale: Scale | None, name: str) -> str:
 def ranges_text(blocks: Iterable[int]) -> str:
     """Return blocks in the shortest form of `--skip-layers`, as "13-14,25"; "" for no block."""
     runs: list[list[int]] = []
-    for il in sorted(blocks):
+    for il in sorted(set(blocks)):
         if runs and il == runs[-1][1] + 1:
             runs[-1][1] = il
         else:
@@ -96,24 +99,16 @@ def _factor(a: float, name: str) -> float:
         raise TypeError(f"{name}: a factor is a number, not {type(a).__name__}") from None
 
 
-def blocks_of(text: str) -> list[int]:
-    """Return the blocks of a text that llama.cpp's side has accepted, in order."""
-    blocks: set[int] = set()
-    for item in re.split("[,;]", "" if text.strip() == "none" else text):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+)(?:\+(\d+))?)?\s*", item)
-        if match:
-            first, last, step = (int(part) if part else None for part in match.groups())
-            assert first is not None
-            blocks.update(range(first, (first if last is None else last) + 1, step or 1))
-    return sorted(blocks)
+def resolve(model: StrPath, layers: str, scale: str) -> tuple[list[int], str]:
+    """Return the blocks that a text leaves out of a model, and the factors of its gaps that are not 1.
 
-
-def text_of(blocks: Iterable[int]) -> str:
-    """Return blocks as a text with ranges, "13-14,25"."""
-    runs: list[list[int]] = []
-    for il in sorted(set(blocks)):
-        if runs and il == runs[-1][-1] + 1:
-            runs[-1].append(il)
-        else:
-            runs.append([il])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    Raises:
+        ValueError: a set or factors that llama.cpp's side refuses, with its reason.
+        llama_skip.ModelLoadError: the model cannot be loaded.
+    """
+    _core.check_skip(os.fsencode(model), layers, scale, "skip_layers", "skip_scale")
+    params = _core.ModelParams()
+    params.no_alloc, params.n_gpu_layers = True, 0
+    params.skip_layers, params.skip_scale = layers, scale
+    loaded = _core.Model(os.fsencode(model), params)
+    return loaded.skip_layers, loaded.skip_scale
