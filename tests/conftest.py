@@ -11,7 +11,7 @@ import pytest
 from arch_files import Base, generated
 from builds import Build
 from oracle import tokens_of, zeroed_copy
-from tiny import blocks, random_model
+from tiny import blocks, random_model, small_vocab
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +66,14 @@ def tiny(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of four small random blocks with SmolLM2's vocabulary."""
     path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
     return random_model(path, smollm2, "qwen3", 4, blocks(4, post_norm="ffn_norm"), {})
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a vocabulary of 64 tokens, for tests that only read and write files."""
+    folder = tmp_path_factory.mktemp("small")
+    vocab = small_vocab(folder / "vocab.gguf")
+    return random_model(folder / "small.gguf", vocab, "qwen3", 4, blocks(4, post_norm="ffn_norm"), {})
 
 
 @pytest.fixture

@@ -78,6 +78,19 @@ def random_model(
     return path
 
 
+def small_vocab(path: Path) -> Path:
+    """A file of nothing but a vocabulary of 64 tokens."""
+    writer = GGUFWriter(path, "qwen3")
+    writer.add_tokenizer_model("test")
+    writer.add_token_list([f"tok_{i}" for i in range(64)])
+    writer.add_token_scores([0.0] * 64)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def with_mtp_head(path: Path, vocab: Path) -> Path:
     """GLM-4.5 with six dense blocks and, as block 6 with experts, its multi-token prediction head."""
     shapes = blocks(7, post_norm="post_attention_norm")

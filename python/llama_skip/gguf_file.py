@@ -198,7 +198,7 @@ Info = tuple[bytes, tuple[int, ...], int, int]
 def _tensors(path: Path, infos: Sequence[Info], start: int, size: int, alignment: int) -> Iterator[Tensor]:
     """Yield the tensors; each reaches to the next one, so that no type has to be known."""
     offsets = sorted(offset for *_, offset in infos)
-    ends = dict(zip(offsets, [*offsets[1:], size - start], strict=True))
+    ends = dict(zip(offsets, [*offsets[1:], size - start], strict=False))
     for name, shape, kind, offset in infos:
         span = ends[offset] - offset
         known = _known_size(kind, shape)

@@ -7,7 +7,7 @@ outcome for every architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -140,9 +140,13 @@ class Model:
 Rule = tuple[str, Callable[[Model, int, int], Any]]
 
 
+def _no_rope(m: Model, il: int, n: int) -> bool:
+    return (il + 1) % (n if m.arch == "llama4" and not m.has_windows else 4) == 0
+
+
 def _llama4(m: Model, il: int, n: int) -> Any:
     step = int(m.get("interleave_moe_layer_step", 0))
-    return (il + 1) % (4 if m.has_windows else n) == 0, step > 0 and (il + 1) % step == 0
+    return _no_rope(m, il, n), step > 0 and (il + 1) % step == 0
 
 
 def _every(key: str, kind: Callable[[int, int], Any]) -> Callable[[Model, int, int], Any]:
@@ -151,7 +155,7 @@ def _every(key: str, kind: Callable[[int, int], Any]) -> Callable[[Model, int, i
 
 ROPE = "whether a block has rotary positions goes by its number"
 RULES: dict[str, Rule] = {
-    "afmoe": (ROPE, lambda m, il, n: (il + 1) % 4 == 0),
+    "afmoe": (ROPE, _no_rope),
     "command-r": ("norms of queries and keys go by the number of blocks", lambda m, il, n: n >= 64),
     "ernie4_5-moe": (
         "whether a block has experts goes by its number",
@@ -171,8 +175,9 @@ RULES: dict[str, Rule] = {
         "whether a block has experts goes by its number",
         _every("moe_every_n_layers", lambda il, step: il % step == 1),
     ),
-    "smallthinker": (ROPE, lambda m, il, n: m.has_windows and il % 4 == 0),
-    "smollm3": (ROPE, lambda m, il, n: (il + 1) % 4 == 0),
+    # a step equal to the number of blocks means rotary positions everywhere
+    "smallthinker": (ROPE, lambda m, il, n: m.has_windows and n != 4 and il % 4 == 0),
+    "smollm3": (ROPE, _no_rope),
 }
 
 
@@ -203,6 +208,8 @@ def check(m: Model, kept: list[int], out: Collection[int]) -> None:
         for new, old in enumerate(kept):
             if kind(m, old, m.n) != kind(m, new, n):
                 raise ValueError(f"block {old} would become block {new}: {reason}")
+        if m.arch in ("afmoe", "llama4"):
+            _check_kinds("rotary positions", [not _no_rope(m, il, m.n) for il in range(m.n)], kept)
     _check_lists(m, kept)
     _check_more(m, kept, out)
 
@@ -234,13 +241,20 @@ def _check_lists(m: Model, kept: list[int]) -> None:
                 "and blocks with a window have another one"
             )
     for name, values in _lists(m, [*sorted(PER_BLOCK), "attention.head_count_kv", "feed_forward_length"]):
-        flags = [v != 0 for v in values] if name not in PER_BLOCK else values
-        gone = set(flags) - {flags[il] for il in kept}
-        if gone:
-            raise ValueError(
-                f"no block would be left whose {name} is {min(gone)}, and the unpatched llama.cpp does not "
-                "run a model without one of its kinds"
-            )
+        flags = [int(v) if name in PER_BLOCK else int(v != 0) for v in values]
+        _check_kinds(name, flags, kept)
+    if m.arch == "minimax-m3":
+        lead = int(m.get("leading_dense_block_count", 0))
+        _check_kinds("sparse attention", [il >= lead for il in range(m.n)], kept)
+
+
+def _check_kinds(what: str, flags: Sequence[int], kept: list[int]) -> None:
+    """llama.cpp aborts where an input of the graph is read by no block."""
+    gone = set(flags) - {flags[il] for il in kept}
+    if gone:
+        raise ValueError(
+            f"no block with {what} = {int(min(gone))} is left, and llama.cpp needs one of each kind"
+        )
 
 
 def _check_more(m: Model, kept: list[int], out: Collection[int]) -> None:
@@ -248,6 +262,8 @@ def _check_more(m: Model, kept: list[int], out: Collection[int]) -> None:
     every = int(m.get("rescale_every_n_layers", 0)) if m.arch == "rwkv6" else 0
     if every and any(old // every != new // every for new, old in enumerate([*kept, m.n])):
         raise ValueError(f"the stream is halved after every {every} blocks, which would then be others")
+    if m.get("num_loops", 1) > 1:
+        raise ValueError("its blocks run in loops, which was not compared")
     first = int(m.get("n_deepstack_layers", 0))
     mapping = m.get("deepstack_mapping") or []
     images = {il for il, v in enumerate(mapping) if v >= 0} | set(range(first))
