@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arch_recipes import COMMON, DEEPER, NEXTN, RECIPES
+from arch_recipes import COMMON, COMPUTED, DEEPER, NEXTN, RECIPES
 from builds import Build
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from shapes import shapes
@@ -141,13 +141,15 @@ def deeper(stock: Build, folder: Path, bases: dict[str, Base], name: str) -> Mod
     """A generated model with more blocks, as DEEPER says: the same metadata, per-layer lists repeated."""
     if name.endswith("-nextn"):
         return with_nextn(deeper(stock, folder, bases, name.removesuffix("-nextn")))
-    own = dict(DEEPER.get(name, {}))
+    own = dict(COMPUTED.get(name) or DEEPER.get(name, {}))
     base = bases[own.pop("base", name)]
     change = {**DEEPER["*"], **own}
     n_old = next(v for k, v, *_ in base.metadata if k == f"{base.arch}.block_count")
     metadata: dict[str, Entry] = {}
     for full, value, kind, item_kind in base.metadata:
         key = full.removeprefix(f"{base.arch}.")
+        if change.get(key, ...) is None:
+            continue
         if isinstance(change.get(key), list):
             kind, item_kind = GGUFValueType.ARRAY, item_kind or kind
             value = change[key]
@@ -157,7 +159,8 @@ def deeper(stock: Build, folder: Path, bases: dict[str, Base], name: str) -> Mod
             value = (value * change["block_count"])[: change["block_count"]]
         metadata[key] = (full, value, kind, item_kind)
     for key in own.keys() - metadata.keys():
-        metadata[key] = entry(f"{base.arch}.{key}", own[key])
+        if own[key] is not None:
+            metadata[key] = entry(f"{base.arch}.{key}", own[key])
     model = fill(stock, folder, name, base.arch, list(metadata.values()), re.compile(""))
     tensors = {n: t for n, t in model.tensors.items() if re.sub(r"\d+", "#", n) in base.names}
     return Model(name, base.arch, model.metadata, tensors)

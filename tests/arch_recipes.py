@@ -267,3 +267,26 @@ DEEPER: dict[str, Metadata] = {
         "skip_loop_final_norm": True,
     },
 }
+
+# Where no list says which blocks have a window, or are recurrent: llama.cpp computes it from their numbers.
+COMPUTED: dict[str, Metadata] = {
+    f"{name}-computed": {
+        "base": name,
+        "block_count": 9,
+        "attention.sliding_window_pattern": None,
+        "attention.recurrent_layers": None,
+    }
+    for name in (
+        *("afmoe-moe", "cohere2-dense", "cohere2moe-moe", "exaone-moe-moe", "exaone4-dense", "gemma2-dense"),
+        *("gemma3-dense", "gpt-oss-moe", "laguna-moe", "llama4-moe", "mellum-moe", "muse-glimmer-dense"),
+        *(
+            "olmo2-dense",
+            "plamo3-dense",
+            "smallthinker-moe",
+            "qwen35-dense",
+            "qwen35moe-moe",
+            "qwen3next-moe",
+        ),
+        "qwen4exp-moe",
+    )
+}

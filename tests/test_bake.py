@@ -14,7 +14,8 @@ import bakes
 import numpy as np
 import pytest
 from arch_files import Base, make, write
-from architectures import MODELS, untested_file
+from architectures import untested_file
+from bakes import MODELS
 from builds import Build
 from gguf import GGUFReader
 from oracle import expand, logits, skip, tensors
@@ -27,9 +28,11 @@ FEW = [
     "afmoe-moe",
     "deepseek2-moe",
     "gemma3-dense",
+    "gemma3-dense-computed",
     "gemma4",
     "jamba-dense",
     "minicpm-dense",
+    "qwen35-dense-computed",
     "qwen35-dense-nextn",
     "rwkv6",
     "smollm3-dense",
