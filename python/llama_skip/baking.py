@@ -45,14 +45,17 @@ def baked_entries(gguf: Gguf, out: Collection[int]) -> dict[str, Entry]:
 
 
 def _spliced(m: Model, name: str, entry: Entry, out: Collection[int]) -> Entry:
+    value = entry.value
     if entry.kind != Kind.ARRAY:
-        return replace(entry, raw=make_entry("", entry.kind, _count(m, name, entry.value, out)).raw)
-    values = entry.value
+        count = _count(m, name, value, out)
+        return entry if count is value else make_entry(entry.key, entry.kind, count)
     if name == "ple.layers":
-        values = [il - len([o for o in out if o < il]) for il in values]
-    elif name in PER_BLOCK or (len(values) in (m.n, m.n_all) and not FIXED.fullmatch(name)):
-        values = [v for il, v in enumerate(values) if il not in out]
-    return make_array(entry.key, item_kind(entry), values)
+        new = [il - len([o for o in out if o < il]) for il in value]
+    elif name in PER_BLOCK or (len(value) in (m.n, m.n_all) and not FIXED.fullmatch(name)):
+        new = [v for il, v in enumerate(value) if il not in out]
+    else:
+        return entry
+    return make_array(entry.key, item_kind(entry), new)
 
 
 def _count(m: Model, name: str, value: Any, out: Iterable[int]) -> Any:
