@@ -17,27 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from llama_skip.identity import identify
-from llama_skip.progress import progress
-from llama_skip.score import score_model, steps
-from llama_skip.scorefile import Score, share_of_blocks
+from llama_skip.score import score_model
+from llama_skip.scorefile import share_of_blocks
 
 
 def timed(label: str, args: argparse.Namespace, n_path: int, shortcuts: bool) -> dict[str, Any]:
     """Return the score's path, and the seconds of wall and processor time that it took, loading left out."""
-    n_layer = identify(args.model).n_layer
-    with progress(steps(args.tokens // args.ctx_size, n_path, n_layer)) as bar:
-        wall, cpu = time.perf_counter(), time.process_time()
-        score: Score = score_model(
-            args.model,
-            text=args.file,
-            n_tokens=args.tokens,
-            n_ctx=args.ctx_size,
-            n_path=n_path,
-            shortcuts=shortcuts,
-            n_threads=args.threads,
-            n_threads_batch=args.threads,
-            bar=bar,
-        )
+    wall, cpu = time.perf_counter(), time.process_time()
+    score = score_model(
+        args.model,
+        text=args.file,
+        n_tokens=args.tokens,
+        n_ctx=args.ctx_size,
+        n_path=n_path,
+        shortcuts=shortcuts,
+        n_threads=args.threads,
+        n_threads_batch=args.threads,
+        show_progress=True,
+    )
     found = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     print(f"{label}: {found['wall']:.0f} s, {found['cpu']:.0f} s of processor time", file=sys.stderr)
     return {**found, "path": [asdict(step) for step in score.path]}

@@ -151,23 +151,17 @@ def test_a_race_measures_less(model: Path, text: Path, make: Any) -> None:
 def test_a_stopped_run_goes_on(whole: Score, model: Path, text: Path, tmp_path: Path, n_windows: int) -> None:
     """Stopped in the second step, after so many of its windows."""
 
-    class Stop:
-        def __init__(self) -> None:
-            self.left = -1
+    n_left = N_WINDOWS + n_windows
 
-        def step(self, n: int = 1) -> None:
-            if self.left >= 0:
-                self.left -= 1
-                if self.left == 0:
-                    raise KeyboardInterrupt
-
-        def say(self, what: str) -> None:
-            if what.startswith("1 of"):
-                self.left = n_windows + 2
+    def stop() -> None:
+        nonlocal n_left
+        n_left -= 1
+        if n_left == 0:
+            raise KeyboardInterrupt
 
     output = tmp_path / "score.json"
     with pytest.raises(KeyboardInterrupt):
-        scored(model, text, output=output, bar=Stop())
+        scored(model, text, output=output, on_window=stop)
     begun = read_score(output)
     assert not begun.complete
     assert begun.blocks == whole.blocks
@@ -221,7 +215,7 @@ def test_files_come_back(whole: Score, tmp_path: Path) -> None:
         ({"n_path": N_BLOCKS}, "one has to stay"),
         ({"n_tokens": 10}, "at least one window"),
         ({"n_ctx": 8, "n_tokens": 64}, "at least one window"),
-        ({"n_ctx": 4096, "n_tokens": 4096}, "a window is 4096"),
+        ({"n_ctx": 4096, "n_tokens": 4096}, "do not fill a window of 4096"),
     ],
 )
 def test_bad_arguments(model: Path, text: Path, tmp_path: Path, kwargs: dict[str, Any], message: str) -> None:
@@ -232,7 +226,7 @@ def test_bad_arguments(model: Path, text: Path, tmp_path: Path, kwargs: dict[str
 
 def test_bad_files(model: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(ValueError, match="do not fill a window"):
         scored(model, tmp_path / "empty.txt")
     with pytest.raises(FileNotFoundError):
         scored(model, tmp_path / "none.txt")

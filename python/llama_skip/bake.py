@@ -19,7 +19,7 @@ from llama_skip.gguf_file import Entry, Gguf, make_array, make_entry, n_chunks, 
 from llama_skip.identity import Identity
 from llama_skip.planfile import Plan, read_plan
 from llama_skip.progress import progress
-from llama_skip.skipset import Layers, Scale, layers_text, resolve, scale_text, ranges_text
+from llama_skip.skipset import Layers, Scale, layers_text, ranges_text, resolve, scale_text
 
 
 @dataclass(frozen=True)

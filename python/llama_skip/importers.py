@@ -22,7 +22,7 @@ from llama_skip.command import Parser, run
 from llama_skip.files import StrPath
 from llama_skip.identity import Identity
 from llama_skip.planfile import Plan, write_plan
-from llama_skip.skipset import resolve, ranges_text
+from llama_skip.skipset import ranges_text, resolve
 
 
 def import_plan(

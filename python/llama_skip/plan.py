@@ -11,7 +11,6 @@ from typing import Any
 
 from llama_skip import alternatives, measure, score
 from llama_skip.command import Parser, UsageError, run
-from llama_skip.demo_text import own_writing_steps
 from llama_skip.files import check_writable
 from llama_skip.identity import check_same, identify
 from llama_skip.llama import Llama
@@ -108,13 +107,9 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
     if args.vram is not None:
         options["n_gpu_layers"] = 0  # the full model may not fit on the device
     _say(f"no --score: scoring {args.source} first, into {output}")
-    n_windows = score.N_TOKENS // N_CTX
-    n_steps = score.steps(n_windows, n_path, n_layer)
-    n_steps += 0 if args.file else own_writing_steps(N_CTX, n_windows)
-    with progress(n_steps) as bar:
-        return score.score_model(
-            args.source, text=args.file, output=output, n_ctx=N_CTX, n_path=n_path, bar=bar, **options
-        )
+    return score.score_model(
+        args.source, text=args.file, output=output, n_ctx=N_CTX, n_path=n_path, show_progress=True, **options
+    )
 
 
 def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:

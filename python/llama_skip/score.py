@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
+import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llama_skip import perplexity, search
+from llama_skip import search
 from llama_skip.checkpoint import Checkpoint
 from llama_skip.command import Parser, UsageError, run
-from llama_skip.demo_text import Text, from_file, own_writing, own_writing_steps
+from llama_skip.demo_text import SEED
 from llama_skip.divergence import summary
 from llama_skip.files import StrPath, check_writable
 from llama_skip.identity import block_bytes, identify
@@ -24,8 +24,10 @@ from llama_skip.llama import Llama
 from llama_skip.loaded import MIB
 from llama_skip.options import add_model_options, model_options
 from llama_skip.progress import Progress, progress
-from llama_skip.scorefile import BlockScore, Score, Step, TextInfo, read_score, share_of_blocks, write_score
+from llama_skip.quality import text_windows
+from llama_skip.scorefile import BlockScore, Score, Step, read_score, share_of_blocks, write_score
 from llama_skip.stream import Runner
+from llama_skip.texts import read_text
 
 N_TOKENS = 4096
 FRACTION = 0.3
@@ -42,7 +44,8 @@ def score_model(
     n_ctx: int = 512,
     n_path: int | None = None,
     shortcuts: bool = True,
-    bar: Progress | None = None,
+    show_progress: bool = False,
+    on_window: Callable[[], object] = lambda: None,
     **options: Any,
 ) -> Score:
     """Measure what each block costs, and the greedy order in which blocks go.
@@ -59,7 +62,8 @@ def score_model(
         n_ctx: tokens in a window.
         n_path: blocks on the greedy path; None: 30 % of all.
         shortcuts: False: measure each candidate of each step on all tokens and from the first block on.
-        bar: shown what is done.
+        show_progress: show a bar on stderr.
+        on_window: called after each window of each step.
         options: further arguments of `Llama`.
 
     Raises:
@@ -74,10 +78,17 @@ def score_model(
         raise ValueError(f"a path of {n_path} blocks: the model has {model.n_layer}, one has to stay")
     if n_ctx < 32 or n_tokens < n_ctx:
         raise ValueError(f"{n_tokens} tokens in windows of {n_ctx}: at least one window of 32 is needed")
-    bar = bar or _Quiet()
     with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **{"verbose": False, **options}) as llm:
-        bar.say("reading the text" if text else "writing the text")
-        words = _text(llm, text, n_ctx, n_tokens // n_ctx, bar)
+        n_windows = n_tokens // n_ctx
+        tokens, info = read_text(
+            llm,
+            text,
+            n_ctx=n_ctx,
+            n_windows=n_windows,
+            n_written=n_windows,
+            seed=SEED,
+            show_progress=show_progress,
+        )
         settings = {
             **options,
             "n_tokens": n_tokens,
@@ -86,41 +97,10 @@ def score_model(
             "shortcuts": shortcuts,
             "rules": {"z": search.Z, "slack": search.SLACK, "far": search.FAR},
         }
-        fresh = Score(model, _text_info(words, text), settings, False, 0.0, 0.0)
+        fresh = Score(model, info, json.loads(json.dumps(settings)), False, 0.0, 0.0)
         score = _begun(fresh, output) if output is not None else fresh
-        return _measure(llm, model_path, words, score, output, bar)
-
-
-class _Quiet:
-    def step(self, n: int = 1) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-
-def _text(llm: Llama, path: StrPath | None, n_ctx: int, n_windows: int, bar: Progress) -> Text:
-    if path is None:
-        return own_writing(llm, n_ctx, bar, n_windows)
-    words = from_file(llm, str(path), n_ctx, n_windows)
-    if words.n_ctx < n_ctx:
-        n = len(words.tokens)
-        raise ValueError(f"{path}: {n} tokens, but a window is {n_ctx}: give a longer text, or a smaller -c")
-    return words
-
-
-def _text_info(words: Text, path: StrPath | None) -> TextInfo:
-    n_windows = len(words.tokens) // words.n_ctx
-    n_tokens = n_windows * words.n_ctx
-    return TextInfo(
-        source="self" if path is None else "file",
-        name=words.source if path is None else Path(path).name,
-        sha256=hashlib.sha256(np.asarray(words.tokens[:n_tokens], dtype="<i4").tobytes()).hexdigest(),
-        n_tokens=n_tokens,
-        n_ctx=words.n_ctx,
-        n_windows=n_windows,
-        n_scored=n_windows * (words.n_ctx - words.n_ctx // 2 - 1),
-    )
+        with progress(_steps(info.n_windows, n_path, model.n_layer), shown=show_progress) as bar:
+            return _measure(llm, model_path, tokens, score, output, bar, on_window)
 
 
 def _key(score: Score) -> dict[str, Any]:
@@ -146,14 +126,19 @@ def _begun(fresh: Score, output: StrPath) -> Score:
 
 
 def _measure(
-    llm: Llama, model_path: StrPath, words: Text, score: Score, output: StrPath | None, bar: Progress
+    llm: Llama,
+    model_path: StrPath,
+    tokens: Sequence[int],
+    score: Score,
+    output: StrPath | None,
+    bar: Progress,
+    on_window: Callable[[], object],
 ) -> Score:
     """Go on with a score until its path is complete."""
     if score.complete:
         return score
     checkpoint = Checkpoint(output, _key(score))
-    bos = llm.token_bos() if llm.adds_bos else None
-    windows = list(perplexity.windows(words.tokens, words.n_ctx, bos))
+    windows = text_windows(llm, tokens, score.text.n_ctx)
     race, n_path = score.settings["shortcuts"], score.settings["n_path"]
     runner = Runner(llm, windows[0], shortcuts=race)
     if not score.path:
@@ -168,12 +153,15 @@ def _measure(
         )
         bar.say(f"{k} of {n_path} blocks chosen")
 
-        def on_window(state: search.Sweep = state, k: int = k) -> None:
-            bar.step(_weight(k, n_path, llm.n_layer()))
-            checkpoint.save(state)
+        weight = _weight(k, n_path, llm.n_layer())
 
-        bar.step(_weight(k, n_path, llm.n_layer()) * len(state.base))
-        search.run(state, runner, windows, n_path=n_path, race=race, on_window=on_window)
+        def window_done(state: search.Sweep = state, weight: int = weight) -> None:
+            bar.step(weight)
+            checkpoint.save(state)
+            on_window()
+
+        bar.step(weight * len(state.base))
+        search.run(state, runner, windows, n_path=n_path, race=race, on_window=window_done)
         score = _with_path(score, state, sizes) if out else _with_blocks(score, state)
         score = replace(score, complete=k == n_path or not state.alive)
         if output is not None:
@@ -194,8 +182,8 @@ def _weight(k: int, n_path: int, n_layer: int) -> int:
     return n_layer if k == 0 else 1 if k == n_path else 8
 
 
-def steps(n_windows: int, n_path: int, n_layer: int) -> int:
-    """Return the steps of the progress bar that score_model() takes after the text is there."""
+def _steps(n_windows: int, n_path: int, n_layer: int) -> int:
+    """Return the steps of the progress bar once the text is there."""
     return n_windows * sum((1, *(_weight(k, n_path, n_layer) for k in range(n_path + 1))))
 
 
@@ -322,23 +310,19 @@ def _score(args: argparse.Namespace) -> int:
     except ValueError as err:
         raise UsageError(f"--fraction: {err}") from None
     output = args.output or f"{Path(args.model).stem}.score.json"
-    n_windows = max(args.tokens // n_ctx, 1)
-    total = steps(n_windows, n_path, model.n_layer)
-    total += 0 if args.file else own_writing_steps(n_ctx, n_windows)
     print(f"score: {args.model}, {args.tokens} tokens, {n_path} of {model.n_layer} blocks", file=sys.stderr)
     try:
-        with progress(total) as bar:
-            score = score_model(
-                args.model,
-                text=args.file,
-                output=output,
-                n_tokens=args.tokens,
-                n_ctx=n_ctx,
-                n_path=n_path,
-                shortcuts=not args.no_shortcuts,
-                bar=bar,
-                **options,
-            )
+        score = score_model(
+            args.model,
+            text=args.file,
+            output=output,
+            n_tokens=args.tokens,
+            n_ctx=n_ctx,
+            n_path=n_path,
+            shortcuts=not args.no_shortcuts,
+            show_progress=True,
+            **options,
+        )
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {output}", file=sys.stderr)
         raise

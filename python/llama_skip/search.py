@@ -16,7 +16,7 @@ from llama_skip.divergence import Scored, kl_divergence, scored
 from llama_skip.loaded import Trace
 from llama_skip.stream import Logits, Runner
 
-Z = 3.0  # a candidate retires when it is worse than the best by so many standard errors
+Z = 2.0  # a candidate retires when it is worse than the best by so many standard errors
 SLACK = 2.0  # a block may have become cheaper by this factor since it was last measured
 FAR = 2.0  # a block that alone costs so many times what the path's dearest does is not measured closer
 

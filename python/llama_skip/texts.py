@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_skip.demo_text import own_writing, own_writing_steps
+from llama_skip.demo_text import N_WINDOWS, own_writing, own_writing_steps
 from llama_skip.files import StrPath
 from llama_skip.llama import Llama
 from llama_skip.progress import progress
@@ -18,7 +18,14 @@ SEED = 4321  # not the text that a score calibrates on: what was chosen by it is
 
 
 def read_text(
-    llm: Llama, path: StrPath | None, *, n_ctx: int, n_windows: int, show_progress: bool = False
+    llm: Llama,
+    path: StrPath | None,
+    *,
+    n_ctx: int,
+    n_windows: int,
+    n_written: int = N_WINDOWS,
+    seed: int = SEED,
+    show_progress: bool = False,
 ) -> tuple[list[int], TextInfo]:
     """Return the first windows of a text file, or of what the model itself writes, and where they are from.
 
@@ -27,6 +34,8 @@ def read_text(
         path: the file; None: the model's own writing.
         n_ctx: tokens in a window.
         n_windows: windows at most; 0: all of the file.
+        n_written: windows of the model's own writing.
+        seed: of that writing.
         show_progress: show a bar while the model writes.
 
     Raises:
@@ -35,9 +44,9 @@ def read_text(
         OSError: a file that cannot be read.
     """
     if path is None:
-        with progress(own_writing_steps(n_ctx), shown=show_progress) as bar:
+        with progress(own_writing_steps(n_ctx, n_written), shown=show_progress) as bar:
             bar.say("writing the text")
-            written = own_writing(llm, n_ctx, bar, seed=SEED)
+            written = own_writing(llm, n_ctx, bar, n_written, seed=seed)
         return written.tokens, text_info(written.tokens, n_ctx, "self", written.source)
     with Path(path).open("rb") as file:
         # no tokenizer averages 16 bytes a token on a text
