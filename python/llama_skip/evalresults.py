@@ -64,7 +64,7 @@ class Results:
             OSError: it cannot be written; what it held stays.
         """
         due = now or time.monotonic() - self._written > WRITE_EVERY
-        if self._path is not None and due and (self.rows or self.pending):
+        if self._path is not None and due and (self.rows or any(self.pending.values())):
             write_evaluation(self._path, self.evaluation())
             self._written = time.monotonic()
 
