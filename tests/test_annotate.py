@@ -242,3 +242,26 @@ def test_the_command(small: Path, about: Any, score: Any, tmp_path: Path) -> Non
         done = annotate(model, *args)
         assert done.returncode == code and words in done.stderr and done.stdout == ""
         assert "Traceback" not in done.stderr
+
+
+def test_what_was_written_is_what_sets_are_read_from(
+    small: Path, about: Any, score: Any, tmp_path: Path
+) -> None:
+    from llama_skip import annotate_model, bake_model
+    from llama_skip.skipset import resolve
+
+    model, plans = (
+        tmp_path / "model.gguf",
+        {"two": plan(about), "scaled": replace(plan(about), skip_scale="0.5")},
+    )
+    model.symlink_to(small)
+    annotate_model(model, score=score, plans=plans)
+    copy = annotate_model(small, score=score, plans=plans, output=tmp_path / "copy.gguf").path
+    for path in (model, copy):
+        assert resolve(path, "auto:1", "") == ([2], "")
+        assert resolve(path, "auto:50%", "") == ([1, 2], "")
+        assert resolve(path, "@two", "") == ([1, 2], "")
+        assert resolve(path, "@scaled", "") == ([1, 2], "1:0.5")
+        with pytest.raises(ValueError, match="two"):
+            resolve(path, "@three", "")
+    assert bake_model(copy, tmp_path / "baked.gguf", skip_layers="auto:1").skip_layers == "2"

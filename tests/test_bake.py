@@ -320,6 +320,6 @@ def test_reading_and_writing_a_model_gives_the_same_bytes(smollm2: Path, tmp_pat
     from llama_skip.progress import progress
 
     gguf = read_gguf(smollm2)
-    with progress(0, show=False) as bar, (tmp_path / "copy.gguf").open("wb") as file:
+    with progress(0, shown=False) as bar, (tmp_path / "copy.gguf").open("wb") as file:
         write_gguf(file, gguf.entries.values(), gguf.tensors, gguf.alignment, bar)
     assert (tmp_path / "copy.gguf").read_bytes() == smollm2.read_bytes()

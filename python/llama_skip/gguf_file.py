@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -291,7 +290,7 @@ def _copy(source: IO[bytes], file: IO[bytes], tensor: Tensor, progress: Progress
     for pos in range(0, tensor.span, CHUNK):
         data = source.read(min(CHUNK, tensor.span - pos))
         if not data:
-            raise OSError(5, f"{os.fspath(tensor.path)} became shorter while it was read")
+            raise OSError(5, f"{tensor.path} became shorter while it was read")
         file.write(data)
         progress.step()
 
