@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from builds import Build
-from llama_skip import Llama, evaluate, plan_blocks, plan_memory, plan_speed, planning
+from llama_skip import Llama, evaluate, plan_blocks, plan_memory, plan_speed, planning, skipset
 from llama_skip.alternatives import Alternative, recommend
 from llama_skip.cli import main
 from llama_skip.evalfile import EvalRow
@@ -81,7 +81,7 @@ def planning_blocks(layers: str) -> list[int]:
     ("target", "message"),
     [
         ({"blocks": 5}, "the greedy path in the score has 4 blocks, 5 are asked for"),
-        ({"blocks": -1}, "blocks: -1 is below 0"),
+        ({"blocks": 0}, "blocks: 0 is below 1"),
         ({"fraction": 0.2}, "has 4 blocks, 6 are asked for"),
         ({"fraction": 1.0}, "not between 0 and 1"),
         ({"fraction": 0.0}, "not between 0 and 1"),
@@ -96,6 +96,11 @@ def planning_blocks(layers: str) -> list[int]:
 def test_targets_out_of_range(target: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan_blocks(SCORE, **target)
+
+
+def test_blocks_are_written_as_ranges() -> None:
+    for text in ("", "3", "0-1", "3,5", "0,2-4,29", "13-14,25"):
+        assert skipset.ranges_text(reversed(planning_blocks(text))) == text
 
 
 @pytest.mark.parametrize("n_path", [1, 2, 9, 40])

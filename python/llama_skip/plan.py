@@ -26,6 +26,10 @@ FROM_SCORE = ("blocks", "fraction", "max_kld", "max_ppl_ratio")
 N_CTX = 512  # tokens in a window of a text
 N_WINDOWS = 4  # on which the alternatives are measured
 
+EPILOG = """stdout carries only arguments: llama-server -m MODEL $(llama-skip plan MODEL ...). With --vram the
+talk on stderr ends with what else fits into the same memory, measured: recommended (*) is what diverges least of
+all that holds the context and writes at least 90 % as fast as the fastest."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the arguments of a plan on stdout, and all else on stderr."""
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="llama-skip plan", description=__doc__)
+    parser = Parser(prog="llama-skip plan", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("source", metavar="MODEL|SCORE", help="a GGUF file, or for the first four targets a score alone")
     targets = parser.add_argument_group("target, one of")

@@ -53,6 +53,8 @@ def plan_blocks(
     if fraction is not None:
         return prefix(score, share_of_blocks(fraction, score.model.n_layer), target)
     if blocks is not None:
+        if blocks < 1:
+            raise ValueError(f"blocks: {blocks} is below 1")
         return prefix(score, blocks, target)
     if max_kld is not None:
         if max_kld < 0:
@@ -76,8 +78,6 @@ def prefix(score: Score, n_blocks: int, target: Mapping[str, Any], **parts: Any)
     Raises:
         ValueError: the path has fewer.
     """
-    if n_blocks < 0:
-        raise ValueError(f"blocks: {n_blocks} is below 0")
     if n_blocks > len(score.path):
         raise ValueError(
             f"the greedy path in the score has {len(score.path)} blocks, {n_blocks} are asked for: {LONGER}"
