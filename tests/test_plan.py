@@ -20,6 +20,7 @@ from llama_skip.identity import Identity, block_bytes, identify
 from llama_skip.planfile import read_plan
 from llama_skip.scorefile import Score, Step, TextInfo, write_score
 from rpc import Proxy, rpc_device
+from server import server
 from test_quality import PROSE
 from tiny import blocks, random_model
 
@@ -273,6 +274,37 @@ def test_the_command_for_memory(
     assert ("not recommended" in err) == (best != "leave blocks out")
 
 
+def test_a_plan_for_llama_server(
+    ours: Build, six: Path, files: tuple[Path, Path], device: Proxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes less than other tools, and as much as its slots need."""
+    options = {"n_ctx": N_CTX, "rpc_servers": device.endpoint, "n_gpu_layers": -1, "verbose": False, **ONE}
+
+    def dry(**kwargs: Any) -> float:
+        return planning.total(planning.dry_memory(six, flash_attn=None, **options, **kwargs))
+
+    def served(words: list[str]) -> float:
+        device.allocated.clear()
+        with server(ours, six, "-fa", "auto", *words):
+            return sum(device.allocated) / 2**20
+
+    mib = dry(skip_layers=[2, 5], n_parallel=2) + 0.001
+    assert mib < dry(skip_layers=[2, 5]) / 2
+    code, out, err = run(
+        capsys,
+        *(six, "--score", files[0], "--vram", mib, "-np", 2, "-c", N_CTX, "--rpc", device.endpoint),
+        *("-t", 1, "--no-alternatives"),
+    )
+    assert code == 0, err
+    words = out.split()
+    assert words[:2] == ["--skip-layers", "2,5"]
+    assert words[words.index("-np") :][:2] == ["-np", "2"] and words[-1] == "-kvu"
+    assert served(words) <= mib
+    assert served(["--skip-layers", "5", *words[2:]]) > mib
+    with pytest.raises(ValueError, match="n_parallel: only a dry run takes it"):
+        Llama(six, n_parallel=2)
+
+
 def same(row: EvalRow, alternative: dict[str, Any]) -> bool:
     return (row.kld, row.perplexity) == (alternative["kld"], alternative["perplexity"])
 
@@ -358,7 +390,7 @@ def test_bad_input(
     for args, code, message in (
         ((score_file,), 2, "one of the arguments --blocks"),
         ((score_file, "--blocks", 1, "--fraction", 0.1), 2, "not allowed with argument"),
-        ((score_file, "--blocks", 1, "--also", smollm2), 2, "--also is for --vram"),
+        ((score_file, "--blocks", 1, "--also", smollm2), 2, "--also and --parallel are for --vram"),
         ((score_file, "--vram", 100), 2, "--vram and --speedup need MODEL"),
         ((score_file, "--blocks", 1, "--score", score_file), 2, "is not a GGUF file"),
         ((score_file, "--blocks", 5), 1, "has 4 blocks, 5 are asked for"),

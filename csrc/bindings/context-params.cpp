@@ -17,6 +17,7 @@ void register_context_params(py::module_ & m) {
         .RAW_FIELD(P, uint32_t, n_batch)
         .RAW_FIELD(P, uint32_t, n_ubatch)
         .RAW_FIELD(P, uint32_t, n_seq_max)
+        .RAW_FIELD(P, uint32_t, n_outputs_max)
         .RAW_FIELD(P, int32_t, n_threads)
         .RAW_FIELD(P, int32_t, n_threads_batch)
         .RAW_ENUM(P, rope_scaling_type, LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED, LLAMA_ROPE_SCALING_TYPE_MAX_VALUE)

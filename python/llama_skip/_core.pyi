@@ -101,6 +101,7 @@ class ContextParams:
     n_batch: int
     n_ubatch: int
     n_seq_max: int
+    n_outputs_max: int
     n_threads: int
     n_threads_batch: int
     rope_scaling_type: int

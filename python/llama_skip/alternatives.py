@@ -172,7 +172,8 @@ def compare(
     for candidate, model in zip(candidates, models, strict=True):
         bar.say(f"{candidate.name}: speed")
         ppl, kld = divergence.summary(done[model.key])
-        with candidate.load(n_threads=threads, n_threads_batch=threads) as llm:
+        loaded = {key: value for key, value in candidate.options.items() if key != "n_parallel"}
+        with replace(candidate, options=loaded).load(n_threads=threads, n_threads_batch=threads) as llm:
             prompt_speed, generation_speed, _ = measure.speed(llm, tokens, bar)
         memory = planning.dry_memory(
             candidate.path, **{**candidate.options, "skip_layers": candidate.skip_layers or None}

@@ -53,6 +53,7 @@ class Llama(WritingModel):
         n_ctx: int = 512,
         n_batch: int = 512,
         n_ubatch: int = 512,
+        n_parallel: int | None = None,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
         rope_scaling_type: int | None = None,
@@ -106,6 +107,8 @@ class Llama(WritingModel):
             seed: where completions without a seed of their own begin.
             n_ctx: tokens the context holds; 0: as many as the model was trained with.
             n_batch, n_ubatch: tokens given to llama.cpp, and computed, at once.
+            n_parallel: of a dry run: the memory of a llama-server with so many slots, which holds logits of
+                one token a slot instead of n_batch.
             n_threads, n_threads_batch: threads for single tokens (default: half of the processors) and
                 batches (all).
             rope_scaling_type, pooling_type, attention_type, rope_freq_base, rope_freq_scale, yarn_ext_factor,
@@ -134,6 +137,8 @@ class Llama(WritingModel):
             llama_skip.ModelLoadError: llama.cpp cannot load the file or the adapter.
             RuntimeError: llama.cpp cannot create the context.
         """
+        if n_parallel is not None and not dry_run:
+            raise ValueError("n_parallel: only a dry run takes it")
         self._format = chat.chat_format(chat_format, chat_template)
         mp = _core.ModelParams()
         mp.skip_layers = skipset.layers_text(skip_layers, "skip_layers")
@@ -156,7 +161,7 @@ class Llama(WritingModel):
             log=log,
             verbose=verbose,
         )
-        params.check_sizes(n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch)
+        params.check_sizes(n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_parallel=n_parallel or 1)
         n_single, n_all = params.thread_counts(n_threads, n_threads_batch)
         cp = _core.ContextParams()
         params.assign(
@@ -164,6 +169,8 @@ class Llama(WritingModel):
             n_ctx=n_ctx,
             n_batch=n_batch,
             n_ubatch=n_ubatch,
+            n_seq_max=n_parallel,
+            n_outputs_max=n_parallel,
             n_threads=n_single,
             n_threads_batch=n_all,
             rope_scaling_type=rope_scaling_type,
@@ -184,7 +191,7 @@ class Llama(WritingModel):
             type_k=type_k,
             type_v=type_v,
             embeddings=embedding,
-            kv_unified=embedding or None,
+            kv_unified=embedding or n_parallel is not None or None,
             hidden_states=hidden_states,
         )
         self._is_embedding = embedding

@@ -26,9 +26,9 @@ FROM_SCORE = ("blocks", "fraction", "max_kld", "max_ppl_ratio")
 N_CTX = 512  # tokens in a window of a text
 N_WINDOWS = 4  # on which the alternatives are measured
 
-EPILOG = """stdout carries only arguments: llama-server -m MODEL $(llama-skip plan MODEL ...). With --vram the
-talk on stderr ends with what else fits into the same memory, measured: recommended (*) is what diverges least of
-all that holds the context and writes at least 90 % as fast as the fastest."""
+EPILOG = """stdout carries only arguments: llama-server -m MODEL $(llama-skip plan MODEL ...). With --vram,
+stderr ends with what else fits into the same memory, measured: recommended (*) is what diverges least of all
+that holds the context and writes at least 90 % as fast as the fastest."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     target("--max-ppl-ratio", metavar="R", type=float, help="perplexity at most R times the full model's")
     target("--vram", metavar="MIB", type=float, help="weights, KV cache and compute buffers within MIB")
     target("--speedup", metavar="S", type=float, help="single tokens S times as fast")
+    add(
+        "-np",
+        "--parallel",
+        metavar="N",
+        type=int,
+        help="with --vram: slots of llama-server, which takes less memory than others (default: any tool)",
+    )
     add("--score", metavar="FILE", help="score of MODEL (default: it is scored first)")
     add("--also", metavar="FILE", action="append", default=[], help="with --vram: another quantization")
     add("--no-alternatives", action="store_true", help="with --vram: do not measure what else fits")
@@ -59,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    if args.vram is None and args.also:
-        raise UsageError("--also is for --vram")
+    if args.vram is None and (args.also or args.parallel):
+        raise UsageError("--also and --parallel are for --vram")
     if args.output:
         check_writable(args.output)
     options = model_options(args)
@@ -73,6 +80,8 @@ def _plan(args: argparse.Namespace) -> int:
         plan = plan_memory(model, found, args.vram, **_given(args, options))
     for line in talk(plan):
         _say(line)
+    if args.vram is not None and args.parallel is None:
+        _say("this is for any tool; llama-server takes less: -np N plans for N slots of it")
     if args.vram is not None and plan.skip_layers and not args.no_alternatives:
         plan = _with_alternatives(plan, args, options)
     if args.output:
@@ -119,11 +128,12 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
 def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options for a memory plan, without batch sizes that the tools have too."""
     left = {"n_batch": args.batch_size, "n_ubatch": args.ubatch_size}
-    return {key: value for key, value in options.items() if left.get(key, True) is not None}
+    given = {key: value for key, value in options.items() if left.get(key, True) is not None}
+    return given | ({} if args.parallel is None else {"n_parallel": args.parallel})
 
 
 def _with_alternatives(plan: Plan, args: argparse.Namespace, options: dict[str, Any]) -> Plan:
-    found = list(alternatives.ways(plan, args.source, args.vram, args.also, **options))
+    found = list(alternatives.ways(plan, args.source, args.vram, args.also, **_given(args, options)))
     names = {candidate.name for candidate in found}
     for file in args.also:
         if Path(file).name not in names:
@@ -186,6 +196,7 @@ def arguments(plan: Plan) -> list[str]:
         if isinstance(value, bool):
             value = "on" if value else "off"
         words += [flag, value if isinstance(value, str) else str(value)]
+    words += ["-kvu"] if "-np" in words else []  # as the server does where it chooses the slots
     for word in words:
         if word.split() != [word]:
             raise ValueError(f"{word!r} cannot be an argument of $(llama-skip plan ...)")
@@ -200,6 +211,7 @@ FLAGS = {
     "-ctv": "type_v",
     "-ngl": "n_gpu_layers",
     "-fa": "flash_attn",
+    "-np": "n_parallel",
     "-dev": "devices",
     "--rpc": "rpc_servers",
 }

@@ -110,8 +110,8 @@ def plan_memory(model_path: StrPath, score: Score, mib: float, **options: Any) -
         score: of this model.
         mib: MiB for weights, KV cache and compute buffers together, on all devices together; where no device
             is used, on the host.
-        options: arguments of `Llama`, such as n_ctx, type_k, n_gpu_layers (default: all kept blocks) or
-            rpc_servers.
+        options: arguments of `Llama`, such as n_ctx, type_k, n_gpu_layers (default: all kept blocks),
+            rpc_servers, or n_parallel for llama-server, which takes less than others.
 
     Returns:
         The plan; its `runtime` says what it rests on, and the MiB by device. It leaves out nothing where the
@@ -237,7 +237,7 @@ def runtime(options: Mapping[str, Any], memory: Mapping[str, DeviceMemory]) -> d
     for key in ("type_k", "type_v"):
         found[key] = names[options.get(key) or CACHE_TYPES["f16"]]
     found["n_gpu_layers"] = options["n_gpu_layers"]
-    for key in ("n_batch", "n_ubatch", "flash_attn", "devices", "rpc_servers"):
+    for key in ("n_batch", "n_ubatch", "n_parallel", "flash_attn", "devices", "rpc_servers"):
         if options.get(key) is not None:
             found[key] = options[key]
     return {**found, "memory": {name: used._asdict() for name, used in memory.items()}}
