@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arch_files import generated_one
+from builds import Build
 from llama_skip import identity, perplexity, score, search
 from llama_skip.divergence import kl_divergence
 from llama_skip.scorefile import Score, read_score, share_of_blocks, write_score
@@ -272,3 +274,26 @@ def test_its_own_text_is_the_same_each_time(model: Path) -> None:
     one, two = (scored(model, None, n_tokens=2 * N_CTX, n_path=1) for _ in range(2))
     assert one == two
     assert one.text.source == "self" and "seed" in one.text.name
+
+
+ARCHITECTURES = {"gemma3": True, "qwen2moe": True, "mamba2": True, "falcon-h1": True, "nemotron_h": False}
+
+
+@pytest.mark.parametrize(("arch", "shortcuts"), ARCHITECTURES.items())
+def test_every_architecture_one_way_or_the_other(
+    stock: Build, make: Any, tmp_path: Path, arch: str, shortcuts: bool
+) -> None:
+    """The last one names the stream in a way that is not known."""
+    llm = make(generated_one(stock, arch, tmp_path), n_ctx=N_CTX, hidden_states=True)
+    window = [(7 * i) % llm.n_vocab() for i in range(N_CTX)]
+    runner = Runner(llm, window)
+    assert runner.shortcuts == shortcuts
+    trace = runner.trace(window, [1])
+    for block in set(range(llm.n_layer())) - {1}:
+        try:
+            expected = runner.straight(window, [1, block])
+        except ValueError:
+            with pytest.raises(ValueError):
+                runner.without(window, [1], block, trace)
+        else:
+            assert np.array_equal(runner.without(window, [1], block, trace), expected)
