@@ -10,8 +10,8 @@
                 all tokens, and angular_last over the last token of each window, as in the paper
 
 Perplexity is llama-perplexity's: windows of N tokens, of which the second half but its first is scored. The
-search is exact: a candidate is evaluated from its block on, over the stream that the blocks before it, which it
-does not change, left there. The file is written after each candidate, and a run goes on from it. Only the
+search is exact: a candidate is evaluated from its block on, over the stream that the blocks before it, which
+it does not change, left there. The file is written after each candidate, and a run goes on from it. Only the
 tokenizer is llama_skip's, unless --ids names a JSON list of tokens.
 """
 
@@ -61,9 +61,8 @@ class Search:
         return streams
 
     def _surprisal(self, group: int, without: int | None) -> npt.NDArray[np.float64]:
-        streams = self.streams[group]
-        x = streams[-1] if without is None else streams[without]
-        for il in self.kept if without is not None else ():
+        x = self.streams[group][-1 if without is None else without]
+        for il in self.kept:
             if without is not None and il > without:
                 x = self.model.block(il, x)
         first = x.shape[1] // 2
@@ -111,30 +110,41 @@ def distances(streams: list[list[Array]], n_ctx: int) -> dict[str, Any]:
     }
 
 
-def search(model: Model, windows: npt.NDArray[np.int64], n_blocks: int, result: dict[str, Any],
-           save: Callable[[], None], n_threads: int) -> None:  # fmt: skip
+def search(
+    model: Model,
+    windows: npt.NDArray[np.int64],
+    n_blocks: int,
+    result: dict[str, Any],
+    save: Callable[[], None],
+    n_threads: int,
+) -> None:
     """Fill `result` with all that the module's docstring names, from where it stands; save() keeps it."""
     state = Search(model, windows, [step["block"] for step in result["path"]], n_threads)
-    if not result["path"]:
-        result |= {"full": perplexity(state.surprisal()()), **distances(state.streams, windows.shape[1])}
-        save()
-    while len(result["path"]) < n_blocks:
-        tried = result["trying"]
-        waiting = {il: state.surprisal(il) for il in state.kept if str(il) not in tried}
-        for il, wait in waiting.items():
-            tried[str(il)] = perplexity(wait())
-            print(
-                f"step {len(result['path']) + 1}: without {il}: {tried[str(il)]['perplexity']:.4f}",
-                flush=True,
-            )
-            save()
-        best = min(tried, key=lambda il: tried[il]["perplexity"])
+    try:
         if not result["path"]:
-            result["one_shot"] = [tried[str(il)]["perplexity"] for il in range(len(model.blocks))]
-        result["path"].append({"block": int(best), **tried[best]})
-        result["trying"] = {}
+            result |= {"full": perplexity(state.surprisal()()), **distances(state.streams, windows.shape[1])}
+            save()
+        while len(result["path"]) < n_blocks:
+            step(state, result, save)
+    finally:
+        state.pool.shutdown(cancel_futures=True)
+
+
+def step(state: Search, result: dict[str, Any], save: Callable[[], None]) -> None:
+    """Try every block that is left, but those in `result` already, and take the best one out."""
+    n_done, tried = len(result["path"]), result["trying"]
+    waiting = {il: state.surprisal(il) for il in state.kept if str(il) not in tried}
+    for il, wait in waiting.items():
+        tried[str(il)] = perplexity(wait())
+        print(f"step {n_done + 1}: without {il}: {tried[str(il)]['perplexity']:.4f}", flush=True)
         save()
-        state.remove(int(best))
+    best = min(tried, key=lambda il: tried[il]["perplexity"])
+    if not n_done:
+        result["one_shot"] = [tried[str(il)]["perplexity"] for il in state.kept]
+    result["path"].append({"block": int(best), **tried[best]})
+    result["trying"] = {}
+    save()
+    state.remove(int(best))
 
 
 def tokenize(model: Path, text: bytes) -> tuple[list[int], int | None]:
@@ -161,11 +171,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
     args = parser.parse_args(argv)
 
-    tokens, bos = (
-        tokenize(args.model, args.file.read_bytes())
-        if args.file
-        else (json.loads(args.ids.read_text()), args.bos)
-    )
+    if args.ids:
+        tokens, bos = json.loads(args.ids.read_text()), args.bos
+    else:
+        tokens, bos = tokenize(args.model, args.file.read_bytes())
     n = min(args.tokens, len(tokens)) // args.ctx
     if n == 0:
         raise SystemExit(f"error: {len(tokens)} tokens fill no window of {args.ctx}")
