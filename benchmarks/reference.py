@@ -1,7 +1,7 @@
 """Llama and Qwen2 in numpy on dequantised weights, without code of llama.cpp or llama_skip.
 
-No activation is quantised: float32 throughout, as the papers write the models. A file with anything else in it
-is refused.
+No activation is quantised: float32 throughout, as the papers write the models. A file with anything else in
+it is refused.
 """
 
 from __future__ import annotations
