@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llama_skip.memory import fit_gpu_layers
     from llama_skip.planfile import Plan, read_plan, write_plan
     from llama_skip.planning import plan_blocks, plan_memory, plan_speed
+    from llama_skip.report import write_report
     from llama_skip.sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
     from llama_skip.score import score_model
     from llama_skip.scorefile import BlockScore, Score, Step, TextInfo, read_score, write_score
@@ -66,6 +67,7 @@ _HOMES = {
     "read_score": "scorefile",
     "score_model": "score",
     "write_plan": "planfile",
+    "write_report": "report",
     "write_score": "scorefile",
 }
 __all__ = [
@@ -104,6 +106,7 @@ __all__ = [
     "read_score",
     "score_model",
     "write_plan",
+    "write_report",
     "write_score",
 ]
 

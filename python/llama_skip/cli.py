@@ -17,6 +17,7 @@ VERBS = {
     "bake": "write a file without some blocks for the unpatched llama.cpp",
     "annotate": "write scores and named plans into a model, or beside it",
     "import": "make a plan from what another project wrote",
+    "report": "show a score, with plans and evaluations beside it, as a page or a picture",
     "doctor": "say which back-ends and devices there are",
 }
 MODULES = {"import": "importers"}

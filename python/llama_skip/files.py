@@ -81,8 +81,12 @@ def write_json(path: StrPath, kind: str, content: Mapping[str, Any]) -> None:
         file.write(text.encode() + b"\n")
 
 
-def read_json(path: StrPath, kind: str) -> dict[str, Any]:
+def read_json(path: StrPath, *kinds: str) -> dict[str, Any]:
     """Return what write_json() wrote.
+
+    Args:
+        path: the file.
+        kinds: the formats that it may have.
 
     Raises:
         OSError: the file cannot be read.
@@ -93,8 +97,8 @@ def read_json(path: StrPath, kind: str) -> dict[str, Any]:
     except ValueError as err:
         raise ValueError(f"{path}: not a JSON file: {err}") from None
     found = content.get("format") if isinstance(content, dict) else None
-    if found != kind:
-        raise ValueError(f"{path}: expected a file of format {kind}, not {found}")
+    if found not in kinds:
+        raise ValueError(f"{path}: expected a file of format {' or '.join(kinds)}, not {found}")
     if content.get("version") != VERSION:
-        raise ValueError(f"{path}: version {content.get('version')} of {kind}, this program knows {VERSION}")
+        raise ValueError(f"{path}: version {content.get('version')} of {found}, this program knows {VERSION}")
     return dict(content)
