@@ -136,7 +136,7 @@ def step(state: Search, result: dict[str, Any], save: Callable[[], None]) -> Non
     waiting = {il: state.surprisal(il) for il in state.kept if str(il) not in tried}
     for il, wait in waiting.items():
         tried[str(il)] = perplexity(wait())
-        print(f"step {n_done + 1}: without {il}: {tried[str(il)]['perplexity']:.4f}", flush=True)
+        print(f"step {n_done + 1}: without {il}: {tried[str(il)]['perplexity']:.4f}", file=sys.stderr)
         save()
     best = min(tried, key=lambda il: tried[il]["perplexity"])
     if not n_done:
@@ -179,13 +179,14 @@ def main(argv: list[str] | None = None) -> int:
     if n == 0:
         raise SystemExit(f"error: {len(tokens)} tokens fill no window of {args.ctx}")
     windows = np.array(tokens[: n * args.ctx]).reshape(n, args.ctx)
+    digest = hashlib.sha256(windows.astype("<i4").tobytes()).hexdigest()
     if bos is not None:
         windows[:, 0] = bos
     key = {
         "model": {"name": args.model.name, "bytes": args.model.stat().st_size},
         "text": {
             "name": (args.file or args.ids).name,
-            "tokens_sha256": hashlib.sha256(windows.astype("<i4").tobytes()).hexdigest(),
+            "tokens_sha256": digest,
             "n_tokens": windows.size,
             "n_ctx": args.ctx,
         },
@@ -202,7 +203,8 @@ def main(argv: list[str] | None = None) -> int:
         beside.write_text(json.dumps(result, indent=1))
         beside.replace(args.output)
 
-    search(load(args.model), windows, args.blocks, result, save, args.threads)
+    if len(result["path"]) < args.blocks:
+        search(load(args.model), windows, args.blocks, result, save, args.threads)
     return 0
 
 
