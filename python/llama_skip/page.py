@@ -29,7 +29,7 @@ HEADINGS = {
 CAPTIONS = {
     "costs": "Above: KL divergence from the full model with that block alone left out, with its standard "
     "error, on a logarithmic scale. Blocks on the greedy path are blue and carry their place in it. Below: "
-    "block influence, 1 - cosine similarity of what enters and leaves the block.",
+    "block influence, 1&nbsp;-&nbsp;cosine similarity of what enters and leaves the block.",
     "path": "Blocks go in the order that keeps the divergence smallest after each step, so any budget is a "
     "beginning of this path. Plans and evaluations stand at the weights that they leave; the table names the "
     "text of each.",
