@@ -276,7 +276,7 @@ def test_its_own_text_is_the_same_each_time(model: Path) -> None:
     assert one.text.source == "self" and "seed" in one.text.name
 
 
-ARCHITECTURES = {"gemma3": True, "qwen2moe": True, "mamba2": True, "falcon-h1": True, "nemotron_h": False}
+ARCHITECTURES = {"gemma3": True, "qwen35": True, "mamba2": True, "falcon-h1": True, "nemotron_h": False}
 
 
 @pytest.mark.parametrize(("arch", "shortcuts"), ARCHITECTURES.items())

@@ -88,9 +88,7 @@ static py::array_t<float> resume(py_context & ctx, const py::array_t<float, py::
     if (!ctx.model->has_weights) {
         throw std::runtime_error("a model loaded without weights cannot decode");
     }
-    const auto rope = llama_model_rope_type(ctx.model->raw);
-    if (llama_model_n_embd_inp(ctx.model->raw) != n_embd || rope == LLAMA_ROPE_TYPE_MROPE ||
-        rope == LLAMA_ROPE_TYPE_IMROPE) {
+    if (llama_model_n_embd_inp(ctx.model->raw) != n_embd) {
         throw std::runtime_error("this model takes other input than rows of its residual stream");
     }
     auto          rows = logits_rows(ctx, stream.shape(0), first);

@@ -99,6 +99,18 @@ void py_context::decode_stream(
     decode_all(nullptr, stream, n, pos, seq_id, first, rows);
 }
 
+// The positions of rows: with M-RoPE four of each, where upstream makes one of a token so many itself.
+std::vector<llama_pos> py_context::rope_sections(const llama_batch & batch) const {
+    const auto             rope = llama_model_rope_type(model->raw);
+    const bool             many = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE;
+    std::vector<llama_pos> res;
+    for (int section = 0; section < (many ? 3 : 1); ++section) {
+        res.insert(res.end(), batch.pos, batch.pos + batch.n_tokens);
+    }
+    res.resize(many ? 4 * batch.n_tokens : batch.n_tokens, 0);
+    return res;
+}
+
 void py_context::decode_all(const llama_token * tokens, const float * stream, int32_t n, llama_pos pos,
     llama_seq_id seq_id, int32_t first, float * rows) {
     const int32_t n_batch = llama_n_batch(raw);
@@ -112,10 +124,13 @@ void py_context::decode_all(const llama_token * tokens, const float * stream, in
             for (int32_t i = i0; i < std::min(i0 + n_batch, n); ++i) {
                 add_token(tokens != nullptr ? tokens[i] : 0, pos + i, seq_id, i >= first);
             }
-            llama_batch given = batch;
+            llama_batch            given = batch;
+            std::vector<llama_pos> sections;
             if (stream != nullptr) {
                 given.token = nullptr;
                 given.embd  = const_cast<float *>(stream) + (size_t) i0 * llama_model_n_embd(model->raw);
+                sections    = rope_sections(batch);
+                given.pos   = sections.data();
             }
             decode_batch(given);
             for (int32_t i = std::max(first - i0, 0); rows != nullptr && i < batch.n_tokens; ++i) {
