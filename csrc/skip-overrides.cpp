@@ -96,12 +96,8 @@ llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overri
     if (!values.empty()) {
         throw std::invalid_argument(values.begin()->first + ": continues a value that is not there");
     }
-    if (!spec.plan.empty()) {
-        if (!spec.layers.empty()) {
-            throw std::invalid_argument(
-                LLAMA_SKIP_KEY_PLAN ": given beside " LLAMA_SKIP_KEY_LAYERS ", give one of them");
-        }
-        llama_skip_check_plan(LLAMA_SKIP_KEY_PLAN, spec.plan);
+    if (!spec.plan.empty() && !spec.layers.empty()) {
+        throw std::invalid_argument(LLAMA_SKIP_KEY_PLAN ": given beside " LLAMA_SKIP_KEY_LAYERS ", give one of them");
     }
     return spec;
 }

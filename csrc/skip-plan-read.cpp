@@ -109,7 +109,7 @@ llama_skip_plan llama_skip_read_path(
 // "a, b", or "none"
 static std::string known_names(const llama_skip_sources & sources) {
     static const std::string prefix = "skip.plan.";
-    static const std::string suffix = ".layers";
+    static const std::string suffix = ".version";
 
     std::set<std::string> names;
     for (const auto & source : sources) {
@@ -132,7 +132,7 @@ llama_skip_plan llama_skip_read_plan(
     const llama_skip_sources & sources, const llama_skip_identity & model, const std::string & name) {
     const std::string prefix = "skip.plan." + name;
     const auto        source = std::find_if(sources.begin(), sources.end(),
-               [&](const llama_skip_source & s) { return gguf_find_key(s.meta, (prefix + ".layers").c_str()) >= 0; });
+               [&](const llama_skip_source & s) { return gguf_find_key(s.meta, (prefix + ".version").c_str()) >= 0; });
     if (source == sources.end()) {
         throw std::runtime_error("the model brings no plan of that name, neither in its metadata nor in a .skip.gguf "
                                  "beside it; known: " +
