@@ -13,6 +13,7 @@ from gguf import GGUFReader
 from llama_skip import ModelLoadError, _core
 from metadata import annotated_copy
 from oracle import TensorInfo, changed_copy, rewritten_copy, tensors
+from tiny import small_vocab, with_mtp_head
 
 SMALL, N_SAMPLES, SAMPLE = 512 * 1024, 32, 4096
 
@@ -65,9 +66,9 @@ def expected_ids(path: Path) -> tuple[str, str]:
     return model_id, fnv1a(parts)
 
 
-def test_equals_the_definition(smollm2: Path, tiny: Path) -> None:
+def test_equals_the_definition(smollm2: Path, small: Path) -> None:
     assert ids(smollm2) == expected_ids(smollm2)
-    assert ids(tiny) == expected_ids(tiny)
+    assert ids(small) == expected_ids(small)
 
 
 def test_says_what_the_file_is(smollm2: Path) -> None:
@@ -86,28 +87,36 @@ def test_says_what_the_file_is(smollm2: Path) -> None:
     )
 
 
-def test_metadata_that_is_not_the_model_does_not_count(tiny: Path, tmp_path: Path) -> None:
+def test_a_head_that_predicts_further_tokens_is_no_block(tmp_path: Path) -> None:
+    path = with_mtp_head(tmp_path / "mtp.gguf", small_vocab(tmp_path / "vocab.gguf"))
+    found = identify(path)
+    assert found["n_layer"] == 6
+    assert max(block for *_, block in found["tensors"]) == 6
+    assert ids(path) == expected_ids(path)
+
+
+def test_metadata_that_is_not_the_model_does_not_count(small: Path, tmp_path: Path) -> None:
     note = {"general.name": "another", "skip.score.version": 1, "skip.plan.fast.layers": "1"}
-    assert ids(annotated_copy(tiny, tmp_path / "noted.gguf", note)) == ids(tiny)
+    assert ids(annotated_copy(small, tmp_path / "noted.gguf", note)) == ids(small)
 
 
-def test_companion_tensors_are_of_the_file(tiny: Path, tmp_path: Path) -> None:
+def test_companion_tensors_are_of_the_file(small: Path, tmp_path: Path) -> None:
     def with_scale(name: str, data: np.ndarray) -> dict[str, np.ndarray]:
         scale = {"blk.1.ffn_up.scale": np.ones(1, np.float32)} if name == "blk.1.ffn_up.weight" else {}
         return {name: data, **scale}
 
-    copy = rewritten_copy(tiny, tmp_path / "scaled.gguf", with_scale)
-    assert ids(copy)[0] == ids(tiny)[0]
-    assert ids(copy)[1] != ids(tiny)[1]
+    copy = rewritten_copy(small, tmp_path / "scaled.gguf", with_scale)
+    assert ids(copy)[0] == ids(small)[0]
+    assert ids(copy)[1] != ids(small)[1]
     assert ids(copy) == expected_ids(copy)
 
 
-def test_a_quantization_is_another_file_of_the_model(ours: Build, tiny: Path, tmp_path: Path) -> None:
+def test_a_quantization_is_another_file_of_the_model(ours: Build, small: Path, tmp_path: Path) -> None:
     quantized = tmp_path / "q8.gguf"
-    done = ours.run("llama-quantize", tiny, quantized, "Q8_0", "1")
+    done = ours.run("llama-quantize", small, quantized, "Q8_0", "1")
     assert done.returncode == 0, done.stderr
-    assert ids(quantized)[0] == ids(tiny)[0]
-    assert ids(quantized)[1] != ids(tiny)[1]
+    assert ids(quantized)[0] == ids(small)[0]
+    assert ids(quantized)[1] != ids(small)[1]
     assert identify(quantized)["file_type"] == "Q8_0"
 
 
@@ -123,10 +132,10 @@ def increment(names: set[str], offset: int) -> Callable[[TensorInfo, bytes], byt
 
 
 @pytest.mark.parametrize("name", ["output_norm.weight", "blk.2.attn_norm.weight", "blk.3.attn_k.weight"])
-def test_a_changed_small_tensor_is_another_file(tiny: Path, tmp_path: Path, name: str) -> None:
-    copy = changed_copy(tiny, tmp_path / "changed.gguf", increment({name}, 100))
-    assert ids(copy)[0] == ids(tiny)[0]
-    assert ids(copy)[1] != ids(tiny)[1]
+def test_a_changed_small_tensor_is_another_file(small: Path, tmp_path: Path, name: str) -> None:
+    copy = changed_copy(small, tmp_path / "changed.gguf", increment({name}, 100))
+    assert ids(copy)[0] == ids(small)[0]
+    assert ids(copy)[1] != ids(small)[1]
 
 
 def test_a_fine_tune_of_one_kind_of_matrix_is_another_file(smollm2: Path, tmp_path: Path) -> None:
@@ -137,32 +146,32 @@ def test_a_fine_tune_of_one_kind_of_matrix_is_another_file(smollm2: Path, tmp_pa
     assert ids(copy)[1] != ids(smollm2)[1]
 
 
-def test_another_shape_name_or_vocabulary_is_another_model(tiny: Path, tmp_path: Path) -> None:
+def test_another_shape_name_or_vocabulary_is_another_model(small: Path, tmp_path: Path) -> None:
     def renamed(name: str, data: np.ndarray) -> dict[str, np.ndarray]:
         return {name.replace("blk.3.attn_q_norm", "blk.3.attn_other"): data}
 
     def cut(name: str, data: np.ndarray) -> dict[str, np.ndarray]:
         return {name: data[:-1] if name == "blk.3.ffn_up.weight" else data}
 
-    found = {ids(tiny)[0]}
+    found = {ids(small)[0]}
     for i, change in enumerate((renamed, cut)):
-        found.add(ids(rewritten_copy(tiny, tmp_path / f"{i}.gguf", change))[0])
-    tokens = GGUFReader(tiny).fields["tokenizer.ggml.tokens"].contents()
+        found.add(ids(rewritten_copy(small, tmp_path / f"{i}.gguf", change))[0])
+    tokens = GGUFReader(small).fields["tokenizer.ggml.tokens"].contents()
     found.add(
-        ids(annotated_copy(tiny, tmp_path / "t.gguf", {"tokenizer.ggml.tokens": [*tokens[:-1], "<new>"]}))[0]
+        ids(annotated_copy(small, tmp_path / "t.gguf", {"tokenizer.ggml.tokens": [*tokens[:-1], "<new>"]}))[0]
     )
-    found.add(ids(annotated_copy(tiny, tmp_path / "m.gguf", {"tokenizer.ggml.model": "other"}))[0])
-    found.add(ids(annotated_copy(tiny, tmp_path / "n.gguf", {"qwen3.block_count": 3}))[0])
+    found.add(ids(annotated_copy(small, tmp_path / "m.gguf", {"tokenizer.ggml.model": "other"}))[0])
+    found.add(ids(annotated_copy(small, tmp_path / "n.gguf", {"qwen3.block_count": 3}))[0])
     assert len(found) == 6
 
 
-def test_a_split_model_is_the_same_file(ours: Build, tiny: Path, tmp_path: Path) -> None:
-    done = ours.run("llama-gguf-split", "--split", "--split-max-tensors", "20", tiny, tmp_path / "part")
+def test_a_split_model_is_the_same_file(ours: Build, small: Path, tmp_path: Path) -> None:
+    done = ours.run("llama-gguf-split", "--split", "--split-max-tensors", "20", small, tmp_path / "part")
     assert done.returncode == 0, done.stderr
     parts = sorted(tmp_path.glob("part-*.gguf"))
     assert len(parts) == 3
-    assert ids(parts[0]) == ids(tiny)
-    assert identify(parts[0])["weights_bytes"] == identify(tiny)["weights_bytes"]
+    assert ids(parts[0]) == ids(small)
+    assert identify(parts[0])["weights_bytes"] == identify(small)["weights_bytes"]
     with pytest.raises(ModelLoadError, match="first split"):
         identify(parts[1])
     parts[2].unlink()
@@ -180,13 +189,13 @@ def test_reads_under_one_mib_of_weights(smollm2: Path) -> None:
     assert header <= n_read() - before < header + 2**20
 
 
-def test_errors(tmp_path: Path, tiny: Path) -> None:
+def test_errors(tmp_path: Path, small: Path) -> None:
     with pytest.raises(FileNotFoundError):
         identify(tmp_path / "none.gguf")
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"not a model, but long enough for a header")
     with pytest.raises(ModelLoadError, match=r"bad\.gguf.*invalid magic"):
         identify(bad)
-    bad.write_bytes(tiny.read_bytes()[:-4096])
+    bad.write_bytes(small.read_bytes()[:-4096])
     with pytest.raises(ModelLoadError, match="not within the file bounds"):
         identify(bad)
