@@ -100,8 +100,8 @@ void py_context::decode_stream(
 }
 
 // The positions of rows: with M-RoPE four of each, where upstream makes one of a token so many itself.
-std::vector<llama_pos> py_context::rope_sections(const llama_batch & batch) const {
-    const auto             rope = llama_model_rope_type(model->raw);
+static std::vector<llama_pos> rope_sections(const llama_model * model, const llama_batch & batch) {
+    const auto             rope = llama_model_rope_type(model);
     const bool             many = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE;
     std::vector<llama_pos> res;
     for (int section = 0; section < (many ? 3 : 1); ++section) {
@@ -129,7 +129,7 @@ void py_context::decode_all(const llama_token * tokens, const float * stream, in
             if (stream != nullptr) {
                 given.token = nullptr;
                 given.embd  = const_cast<float *>(stream) + (size_t) i0 * llama_model_n_embd(model->raw);
-                sections    = rope_sections(batch);
+                sections    = rope_sections(model->raw, batch);
                 given.pos   = sections.data();
             }
             decode_batch(given);

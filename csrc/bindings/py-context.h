@@ -48,9 +48,8 @@ public:
     bool                      has_states = false; // whether `states` sees the graphs
 
 private:
-    void                   add_token(llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output);
-    void                   decode_batch(const llama_batch & batch);
-    std::vector<llama_pos> rope_sections(const llama_batch & batch) const;
+    void add_token(llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output);
+    void decode_batch(const llama_batch & batch);
     void decode_all(const llama_token * tokens, const float * stream, int32_t n, llama_pos pos, llama_seq_id seq_id,
         int32_t first, float * rows);
 
