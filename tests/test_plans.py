@@ -194,6 +194,29 @@ def test_a_plan_may_leave_nothing_out(make: Callable[..., Any], tiny: Path, bare
     assert "leaves no block out" in log_of(make, bare, "@all")
 
 
+def test_what_annotate_and_a_plan_file_say_is_read(
+    make: Callable[..., Any], bare: Path, tmp_path: Path
+) -> None:
+    from llama_skip import annotate_model
+    from llama_skip.identity import identify
+    from llama_skip.planfile import Plan, write_plan
+    from llama_skip.scorefile import BlockScore, Score, Step, TextInfo
+
+    about = identify(bare)
+    text = TextInfo("file", "a.txt", "0" * 64, 64, 32, 2, 32)
+    path = [Step(block, 9.0, 0.1, 0.25, 0.01, 0.5, 32, 1000) for block in (3, 1)]
+    score = Score(about, text, {}, True, 8.0, 0.1, [BlockScore(il) for il in range(4)], [], path)
+    plans = {"fast": Plan(about, "1-2", "1:0.5"), "all": Plan(about, "")}
+    annotate_model(bare, score=score, plans=plans)
+    assert chosen(make, bare, "auto:50%") == (1, 3)
+    assert chosen(make, bare, "@all") == ()
+    write_plan(tmp_path / "plan.json", plans["fast"])
+    for named in ("@fast", f"@{tmp_path / 'plan.json'}"):
+        llm = make(bare, skip_layers=named)
+        assert llm.skip_layers == (1, 2)
+        assert llm.skip_scale == {1: 0.5}
+
+
 WORDING = "expected auto:P%, auto:K, @NAME or @PATH"
 
 BAD_TEXT = [
