@@ -80,8 +80,11 @@ def test_against_the_long_way(whole: Score, model: Path, text: Path, make: Any) 
             assert (block.perplexity, block.kld) == pytest.approx(without([block.block]), rel=1e-12)
     out: list[int] = []
     for step in whole.path:
-        costs = {il: without([*out, il])[1] for il in range(N_BLOCKS) if il not in out}
-        assert step.block == min(costs, key=lambda il: costs[il])
+        costs = {il: without([*out, il]) for il in range(N_BLOCKS) if il not in out}
+        least = min(kld for _, kld in costs.values())
+        tied = [il for il in costs if costs[il][1] <= least + 2 * step.kld_error]
+        assert step.block in tied
+        assert costs[step.block][1] == least or len(tied) > 1
         out.append(step.block)
         assert (step.perplexity, step.kld) == pytest.approx(without(out), rel=1e-12)
         assert step.bytes == sum(b.weights_bytes for b in whole.blocks if b.block in out)

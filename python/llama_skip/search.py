@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from llama_skip.divergence import Scored, kl_divergence, scored
+from llama_skip.divergence import Scored, scored
 from llama_skip.loaded import Trace
 from llama_skip.stream import Logits, Runner
 
-Z = 2.0  # a candidate retires when it is worse than the best by so many standard errors
+Z = 2.0  # standard errors by which a candidate that retires diverges more than the best one
 SLACK = 2.0  # a block may have become cheaper by this factor since it was last measured
 FAR = 2.0  # a block that alone costs so many times what the path's dearest does is not measured closer
 
@@ -53,9 +53,21 @@ class Sweep:
             for block, pieces in self.samples.items()
         }
 
+    def first(self) -> list[int]:
+        """Return the candidates that do not diverge more than the best one by more than chance."""
+        best = min((self.kld(block) for block in self.alive), key=lambda kld: float(kld.mean()))
+
+        def may_win(block: int) -> bool:
+            worse = self.kld(block) - best
+            return bool(worse.mean() <= Z * worse.std() / np.sqrt(worse.size))
+
+        return [block for block in self.alive if may_win(block)]
+
     def best(self) -> int:
-        """Return the candidate that was measured on most windows and diverges least."""
-        return min(self.alive, key=lambda block: self.kld(block).mean())
+        """Return the candidate with the lowest perplexity of those."""
+        if len(self.alive) == 1:  # it may not have been measured
+            return self.alive[0]
+        return min(self.first(), key=lambda b: np.mean([p.surprisal.mean() for p in self.samples[b]]))
 
 
 def run(
@@ -91,8 +103,8 @@ def run(
             _measure(state, runner, window, trace, full, base, race)
         state.base.append(base)
         if race and racing:
-            if state.out:
-                _retire(state)
+            if state.out and state.alive:
+                state.alive = state.first()
             elif 4 * len(state.base) >= len(windows):
                 _retire_far(state, n_path)
         on_window()
@@ -119,26 +131,9 @@ def _measure(
             state.refused[block] = str(err)
             state.alive.remove(block)
             continue
-        if state.out:  # of a race only the divergence counts
-            n = len(logits)
-            piece = Scored(np.empty(0), kl_divergence(logits, full), np.empty(n, np.bool_))
-        else:
-            piece = scored(logits, window, full)
+        piece = scored(logits, window, full)
         state.samples.setdefault(block, []).append(piece)
         least = min(least, max(float(piece.kld.mean() - base.kld.mean()), 0.0))
-
-
-def _retire(state: Sweep) -> None:
-    """Retire candidates that are worse than the best one by more than chance, token by token."""
-    if not state.alive:
-        return
-    best = state.kld(state.best())
-
-    def may_win(block: int) -> bool:
-        worse = state.kld(block) - best
-        return bool(worse.mean() <= Z * worse.std() / np.sqrt(worse.size))
-
-    state.alive = [block for block in state.alive if may_win(block)]
 
 
 def _retire_far(state: Sweep, n_path: int) -> None:
