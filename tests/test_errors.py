@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_skip
+import numpy as np
 import pytest
 from llama_skip import Llama, ModelLoadError
 from rpc import free_port
@@ -211,6 +212,8 @@ CALLS: dict[str, Any] = {
     "eval": lambda llm: llm.eval([1]),
     "logits": lambda llm: llm.logits([1]),
     "hidden_states": lambda llm: llm.hidden_states([1]),
+    "trace": lambda llm: llm.trace([1]),
+    "resume": lambda llm: llm.resume(np.zeros((1, llm.n_embd()), np.float32)),
     "reset": lambda llm: llm.reset(),
     "truncate": lambda llm: llm.truncate(0),
     "set_mask": lambda llm: llm.set_mask("1"),
