@@ -171,7 +171,9 @@ def test_a_stopped_run_goes_on(whole: Score, model: Path, text: Path, tmp_path: 
     assert not begun.complete
     assert begun.blocks == whole.blocks
     assert (tmp_path / "score.json.part").exists()
-    again = scored(model, text, output=output)
+    n_left = 0  # on_window counts below it
+    again = scored(model, text, output=output, on_window=stop)
+    assert n_left == -(3 * N_WINDOWS - n_windows)  # the rest of the second step, and the two behind it
     assert again == read_score(output)
     assert (again.path, again.blocks, again.angular) == (whole.path, whole.blocks, whole.angular)
     assert [p.name for p in tmp_path.iterdir()] == ["score.json"]

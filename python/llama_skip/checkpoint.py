@@ -23,20 +23,21 @@ class Checkpoint:
         self.path = None if output is None else Path(f"{output}.part")
         self.key = json.dumps(key, sort_keys=True)
 
-    def load(self, out: list[int]) -> Sweep | None:
-        """Return the step without the blocks `out`, if it was begun."""
+    def load(self, out: list[int], *, after: bool) -> Sweep | None:
+        """Return the step that was begun, without the blocks `out`; with `after` also the next one."""
         try:
             if self.path is None:
                 return None
             with np.load(self.path) as file:
-                if str(file["key"]) != self.key or file["out"].tolist() != out:
+                found = file["out"].tolist()
+                if str(file["key"]) != self.key or not (found == out or (after and found[:-1] == out)):
                     return None
                 blocks, counts = file["blocks"].tolist(), file["counts"].tolist()
                 pieces = {
                     block: _pieces(file, f"b{block}", n) for block, n in zip(blocks, counts, strict=True)
                 }
                 return Sweep(
-                    out,
+                    found,
                     file["alive"].tolist(),
                     _pieces(file, "base", int(file["n_base"])),
                     pieces,

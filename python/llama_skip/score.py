@@ -141,16 +141,19 @@ def _measure(
     windows = text_windows(llm, tokens, score.text.n_ctx)
     race, n_path = score.settings["shortcuts"], score.settings["n_path"]
     runner = Runner(llm, windows[0], shortcuts=race)
-    if not score.path:
+    if not score.blocks:
         score = _stream(score, runner, windows, model_path, bar)
     sizes = [block.weights_bytes for block in score.blocks]
     prior = {block.block: block.kld for block in score.blocks if block.kld is not None}
     out = [step.block for step in score.path]
+    begun = checkpoint.load(out, after=any(block.n_scored for block in score.blocks))
     while True:
+        out = begun.out if begun else out
         k = len(out)
-        state = checkpoint.load(out) or search.Sweep(
+        state = begun or search.Sweep(
             out, _candidates(score, out) if k < n_path else [], prior=prior if out else {}
         )
+        begun = None
         bar.say(f"{k} of {n_path} blocks chosen")
 
         weight = _weight(k, n_path, llm.n_layer())
