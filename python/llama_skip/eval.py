@@ -18,7 +18,7 @@ from llama_skip.evalresults import Results
 from llama_skip.files import VERSION, StrPath, check_writable
 from llama_skip.identity import check_same, identify
 from llama_skip.llama import Llama
-from llama_skip.options import CACHE_TYPES, add_model_options, model_options
+from llama_skip.options import DEFAULTS, NO_RESULT, add_model_options, model_options
 from llama_skip.planfile import read_plan
 from llama_skip.progress import Progress, progress
 from llama_skip.quality import Candidate
@@ -26,19 +26,6 @@ from llama_skip.texts import read_text
 
 LEAST_CTX = 32
 N_WINDOWS = 8
-NO_RESULT = ("n_threads", "n_threads_batch", "verbose", "log", "progress")  # options that change no result
-DEFAULTS: dict[str, Any] = {
-    "n_batch": 512,
-    "n_ubatch": 512,
-    "n_gpu_layers": -1,
-    "type_k": CACHE_TYPES["f16"],
-    "type_v": CACHE_TYPES["f16"],
-    "flash_attn": None,
-    "devices": None,
-    "rpc_servers": None,
-    "skip_untested": False,
-    "verbose": False,
-}
 Log = Callable[[str], object]
 
 

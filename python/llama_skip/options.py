@@ -20,6 +20,21 @@ CACHE_TYPES = {
 }
 FLASH = {"on": True, "off": False, "auto": None}
 
+NO_RESULT = ("n_threads", "n_threads_batch", "verbose", "log", "progress")  # options that change no result
+# what the commands load a model with where nothing else is given
+DEFAULTS: dict[str, Any] = {
+    "n_batch": 512,
+    "n_ubatch": 512,
+    "n_gpu_layers": -1,
+    "type_k": CACHE_TYPES["f16"],
+    "type_v": CACHE_TYPES["f16"],
+    "flash_attn": None,
+    "devices": None,
+    "rpc_servers": None,
+    "skip_untested": False,
+    "verbose": False,
+}
+
 
 def add_model_options(parser: Parser, *, ctx_size: int = 512) -> None:
     """Add what model_options() reads; `ctx_size` is the default of `-c`."""

@@ -22,7 +22,7 @@ from llama_skip.identity import block_bytes, identify
 from llama_skip.influence import StreamStatistics
 from llama_skip.llama import Llama
 from llama_skip.loaded import MIB
-from llama_skip.options import add_model_options, model_options
+from llama_skip.options import DEFAULTS, NO_RESULT, add_model_options, model_options
 from llama_skip.progress import Progress, progress
 from llama_skip.quality import text_windows
 from llama_skip.scorefile import BlockScore, Score, Step, read_score, share_of_blocks, write_score
@@ -32,7 +32,7 @@ from llama_skip.texts import read_text
 N_TOKENS = 4096
 FRACTION = 0.3
 # what a score may differ in and still be gone on with
-FREE_SETTINGS = ("n_threads", "n_threads_batch", "n_gpu_layers", "devices", "rpc_servers", "n_path")
+FREE_SETTINGS = ("n_gpu_layers", "devices", "rpc_servers", "n_path")
 
 
 def score_model(
@@ -78,7 +78,8 @@ def score_model(
         raise ValueError(f"a path of {n_path} blocks: the model has {model.n_layer}, one has to stay")
     if n_ctx < 32 or n_tokens < n_ctx:
         raise ValueError(f"{n_tokens} tokens in windows of {n_ctx}: at least one window of 32 is needed")
-    with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **{"verbose": False, **options}) as llm:
+    options = {**DEFAULTS, **options}
+    with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **options) as llm:
         n_windows = n_tokens // n_ctx
         tokens, info = read_text(
             llm,
@@ -90,7 +91,7 @@ def score_model(
             show_progress=show_progress,
         )
         settings = {
-            **options,
+            **{name: value for name, value in options.items() if name not in NO_RESULT},
             "n_tokens": n_tokens,
             "n_ctx": n_ctx,
             "n_path": n_path,
