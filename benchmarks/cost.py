@@ -2,7 +2,8 @@
 
     python benchmarks/cost.py MODEL [-f TEXT] [--tokens N] [--fraction F] [--threads N]
 
-Both measure the same text; without shortcuts each candidate of each step is measured on all tokens.
+Both measure the same text; without shortcuts each candidate of each step is measured on all tokens, and
+the full model once a step.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from llama_skip.scorefile import share_of_blocks
 
 
 def timed(label: str, args: argparse.Namespace, n_path: int, shortcuts: bool) -> dict[str, Any]:
-    """Return the score's path, and the seconds of wall and processor time that it took, loading left out."""
+    """Return the score's path, and the seconds of wall and processor time that it took."""
     wall, cpu = time.perf_counter(), time.process_time()
     score = score_model(
         args.model,

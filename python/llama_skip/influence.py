@@ -18,14 +18,16 @@ class StreamStatistics:
         self._cosine = np.zeros(n_layer)
         self._angles = np.zeros((n_layer + 1, n_layer + 1))
 
-    def add(self, stream: Stream) -> None:
+    def add(self, inputs: Stream, end: Stream) -> None:
         """Count a window.
 
         Args:
-            stream: what enters each block, and what leaves the last one, [n_layer + 1, n_tokens, n_embd].
+            inputs: what enters each block, [n_layer, n_tokens, n_embd].
+            end: what leaves the last one, [n_tokens, n_embd].
         """
-        for i in range(0, stream.shape[1], ROWS):
-            x = stream[:, i : i + ROWS].astype(np.float64).transpose(1, 0, 2)
+        for i in range(0, len(end), ROWS):
+            x = np.concatenate([inputs[:, i : i + ROWS], end[None, i : i + ROWS]]).astype(np.float64)
+            x = x.transpose(1, 0, 2)
             norms = np.linalg.norm(x, axis=-1, keepdims=True)
             x /= np.where(norms > 0, norms, 1)
             cosines = np.clip(x @ x.transpose(0, 2, 1), -1, 1)

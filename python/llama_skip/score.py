@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llama_skip import search
 from llama_skip.checkpoint import Checkpoint
 from llama_skip.command import Parser, UsageError, run
@@ -30,6 +28,7 @@ from llama_skip.stream import Runner
 from llama_skip.texts import read_text
 
 N_TOKENS = 4096
+LEAST_CTX = 32
 FRACTION = 0.3
 # what a score may differ in and still be gone on with
 FREE_SETTINGS = ("n_gpu_layers", "devices", "rpc_servers", "n_path")
@@ -51,7 +50,9 @@ def score_model(
     """Measure what each block costs, and the greedy order in which blocks go.
 
     At each step of the greedy path the block goes without which the KL divergence from the full model is
-    smallest. Perplexity and divergence count the second half of each window, as llama-perplexity does.
+    smallest; of blocks that it cannot tell apart on this text, the one without which perplexity is lowest.
+    Perplexity and divergence count the second half of each window, as llama-perplexity does. A path that is
+    made longer later is measured anew from there, with less known about what blocks cost.
 
     Args:
         model_path: the GGUF file.
@@ -76,8 +77,10 @@ def score_model(
     n_path = share_of_blocks(FRACTION, model.n_layer) if n_path is None else n_path
     if not 0 < n_path < model.n_layer:
         raise ValueError(f"a path of {n_path} blocks: the model has {model.n_layer}, one has to stay")
-    if n_ctx < 32 or n_tokens < n_ctx:
-        raise ValueError(f"{n_tokens} tokens in windows of {n_ctx}: at least one window of 32 is needed")
+    if n_ctx < LEAST_CTX or n_tokens < n_ctx:
+        raise ValueError(
+            f"{n_tokens} tokens in windows of {n_ctx}: at least one window of {LEAST_CTX} is needed"
+        )
     options = {**DEFAULTS, **options}
     with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **options) as llm:
         n_windows = n_tokens // n_ctx
@@ -96,7 +99,7 @@ def score_model(
             "n_ctx": n_ctx,
             "n_path": n_path,
             "shortcuts": shortcuts,
-            "rules": {"z": search.Z, "slack": search.SLACK, "far": search.FAR},
+            "rules": {"z": search.Z, "slack": search.SLACK, "far": search.FAR, "ties": "perplexity"},
         }
         fresh = Score(model, info, json.loads(json.dumps(settings)), False, 0.0, 0.0)
         score = _begun(fresh, output) if output is not None else fresh
@@ -116,14 +119,15 @@ def _begun(fresh: Score, output: StrPath) -> Score:
         return fresh
     found = read_score(output)
     old, new = _key(found), _key(fresh)
-    different = [name for name in new if old.get(name) != new[name]]
+    different = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     if different:
         raise ValueError(
             f"{output}: holds a score with another {different[0]} ({old.get(different[0])}, not "
-            f"{new[different[0]]}); remove it or name another file"
+            f"{new.get(different[0])}); remove it or name another file"
         )
-    longer = fresh.settings["n_path"] > len(found.path)
-    return replace(found, settings=fresh.settings, complete=found.complete and not longer)
+    n_path = fresh.settings["n_path"]
+    settings = {**found.settings, "n_path": n_path}
+    return replace(found, settings=settings, complete=found.complete and n_path <= len(found.path))
 
 
 def _measure(
@@ -148,6 +152,8 @@ def _measure(
     prior = {block.block: block.kld for block in score.blocks if block.kld is not None}
     out = [step.block for step in score.path]
     begun = checkpoint.load(out, after=any(block.n_scored for block in score.blocks))
+    if begun and not begun.alive and len(begun.out) < n_path:  # the last step of a shorter path
+        begun = search.Sweep(begun.out, _candidates(score, begun.out), prior=begun.prior)
     while True:
         out = begun.out if begun else out
         k = len(out)
@@ -166,6 +172,8 @@ def _measure(
 
         bar.step(weight * len(state.base))
         search.run(state, runner, windows, n_path=n_path, race=race, on_window=window_done)
+        if not out and not state.alive:
+            raise ValueError(f"no block can be left out: {next(iter(state.refused.values()))}")
         score = _with_path(score, state, sizes) if out else _with_blocks(score, state)
         score = replace(score, complete=k == n_path or not state.alive)
         if output is not None:
@@ -208,7 +216,7 @@ def _stream(
     for index, window in enumerate(windows):
         states = llm.hidden_states(window)
         runner.keep(index, states.inputs[-1])
-        statistics.add(np.concatenate([states.inputs, states.outputs[-1:]]))
+        statistics.add(states.inputs, states.outputs[-1])
         bar.step()
     norms = statistics.norms.tolist()
     blocks = [
@@ -222,7 +230,7 @@ def _stream(
 
 def _kv_bytes(model_path: StrPath, settings: Mapping[str, Any], n_layer: int) -> list[float]:
     """Return the KV bytes per token that leaving out each block saves, from dry runs."""
-    names = ("n_ctx", "type_k", "type_v", "flash_attn", "n_batch", "n_ubatch")
+    names = ("n_ctx", "type_k", "type_v", "flash_attn", "n_batch", "n_ubatch", "skip_untested")
     options = {name: settings[name] for name in names if name in settings}
 
     def kv(layers: list[int]) -> float:
@@ -308,11 +316,17 @@ def _parser() -> Parser:
 def _score(args: argparse.Namespace) -> int:
     options = model_options(args)
     n_ctx = options.pop("n_ctx")
+    if n_ctx < LEAST_CTX or args.tokens < n_ctx:
+        raise UsageError(
+            f"--tokens {args.tokens}, --ctx-size {n_ctx}: at least one window of {LEAST_CTX} is needed"
+        )
     model = identify(args.model)
     try:
         n_path = share_of_blocks(args.fraction, model.n_layer) if args.blocks is None else args.blocks
     except ValueError as err:
         raise UsageError(f"--fraction: {err}") from None
+    if not 0 < n_path < model.n_layer:
+        raise UsageError(f"--blocks: {n_path} of {model.n_layer}; at least one has to go, and one to stay")
     output = args.output or f"{Path(args.model).stem}.score.json"
     print(f"score: {args.model}, {args.tokens} tokens, {n_path} of {model.n_layer} blocks", file=sys.stderr)
     try:

@@ -65,8 +65,6 @@ class Sweep:
 
     def best(self) -> int:
         """Return the candidate with the lowest perplexity of those."""
-        if len(self.alive) == 1:  # it may not have been measured
-            return self.alive[0]
         return min(self.first(), key=lambda b: np.mean([p.surprisal.mean() for p in self.samples[b]]))
 
 
@@ -95,15 +93,16 @@ def run(
     state.alive.sort(key=lambda block: state.prior.get(block, 0.0))
     for index in range(len(state.base), len(windows)):
         window = windows[index]
-        racing = len(state.alive) > 1 or not race or not state.out
+        alive = state.alive
+        racing = len(alive) > 1 or any(not race or block not in state.samples for block in alive)
         trace = runner.trace(window, state.out, logits_only=not racing)
         full = runner.reference(index, window) if state.out else trace.logits
         base = scored(trace.logits, window, full if state.out else None)
         if racing:
             _measure(state, runner, window, trace, full, base, race)
         state.base.append(base)
-        if race and racing:
-            if state.out and state.alive:
+        if race and racing and state.alive:
+            if state.out:
                 state.alive = state.first()
             elif 4 * len(state.base) >= len(windows):
                 _retire_far(state, n_path)
@@ -119,21 +118,22 @@ def _measure(
     base: Scored,
     race: bool,
 ) -> None:
-    least = np.inf
+    least = np.inf  # what the cheapest candidate may cost, with the doubt of one window
     for block in list(state.alive):
-        is_new = block not in state.samples
-        if is_new and race and state.prior.get(block, 0.0) > SLACK * least:
+        prior = state.prior.get(block, 0.0)
+        if race and block not in state.samples and prior > SLACK * least:
             state.alive.remove(block)  # and so are all that follow, which cost more
             continue
         try:
-            logits = runner.without(window, state.out, block, trace)
-        except ValueError as err:
+            piece = scored(runner.without(window, state.out, block, trace), window, full)
+        except ValueError as err:  # the set is refused, or there is no logit that is a number
             state.refused[block] = str(err)
             state.alive.remove(block)
+            state.samples.pop(block, None)
             continue
-        piece = scored(logits, window, full)
         state.samples.setdefault(block, []).append(piece)
-        least = min(least, max(float(piece.kld.mean() - base.kld.mean()), 0.0))
+        growth = piece.kld - base.kld
+        least = min(least, max(prior, float(growth.mean() + Z * growth.std() / np.sqrt(growth.size))))
 
 
 def _retire_far(state: Sweep, n_path: int) -> None:
