@@ -30,9 +30,9 @@ CAPTIONS = {
     "costs": "Above: KL divergence from the full model with that block alone left out, with its standard "
     "error, on a logarithmic scale. Blocks on the greedy path are blue and carry their place in it. Below: "
     "block influence, 1&nbsp;-&nbsp;cosine similarity of what enters and leaves the block.",
-    "path": "Blocks go in the order that keeps the divergence smallest after each step (where it cannot tell "
-    "blocks apart, perplexity), so any budget is a beginning of this path. Plans and evaluations stand at the "
-    "weights that they leave; the table names the text of each.",
+    "path": "Blocks go in the order that keeps the divergence smallest after each step (where it cannot "
+    "tell blocks apart, perplexity), so any budget is a beginning of this path. Plans and evaluations stand "
+    "at the weights that they leave; the table names the text of each.",
     "angular": "How far the residual stream turns over n blocks from block l on, 0 to 1, mean over all "
     "tokens. Where it is light, the blocks hardly change its direction. The dot marks the smallest distance "
     "of a row.",
