@@ -137,9 +137,11 @@ def test_rows_are_what_they_say(tiny: Path, text: Path, tmp_path: Path) -> None:
     plan = tmp_path / "mine.json"
     write_plan(plan, Plan(identify(tiny), "1-2", "1:0.5", found={"method": "given"}))
     kwargs: dict[str, Any] = {"text": text, "n_ctx": 64, "n_windows": 2, "use_mmap": False, **ONE}
-    found = evaluate(tiny, [[3], "none"], plans=[plan], also=[tiny], **kwargs)
+    found = evaluate(tiny, [[3], "none", "3"], plans=[plan, plan], also=[tiny], **kwargs)
     full, three, planned = found.rows
     assert (full.name, three.name, planned.name) == ("none", "3", "mine")
+    scaled = evaluate(tiny, ["1-2"], skip_scale="1:0.5", plans=[plan], speed=False, **kwargs).rows[1]
+    assert scaled.name == "1-2 x 1:0.5 = mine"
     assert (full.kld, full.kld_99, full.top1) == (0, 0, 1)
     assert (planned.skip_layers, planned.skip_scale) == ("1-2", "1:0.5")
     for row in found.rows:

@@ -18,6 +18,7 @@ from llama_skip.evalresults import Results
 from llama_skip.files import VERSION, StrPath, check_writable
 from llama_skip.identity import check_same, identify
 from llama_skip.llama import Llama
+from llama_skip.loaded import DeviceMemory
 from llama_skip.options import DEFAULTS, NO_RESULT, add_model_options, model_options
 from llama_skip.planfile import read_plan
 from llama_skip.progress import Progress, progress
@@ -83,10 +84,7 @@ def evaluate(
     candidates += [of_set(full, layers, skip_scale, **options) for layers in skip_layers]
     candidates += [of_plan(full, plan, log=log, **options) for plan in plans]
     candidates += [Candidate(Path(path).name, os.fspath(path), identify(path)) for path in also]
-    unique: dict[str, Candidate] = {}
-    for candidate in candidates:
-        unique.setdefault(candidate.key, candidate)
-    candidates = list(unique.values())
+    candidates = _merged(candidates)
 
     # a file only has to be cut into tokens, the model's own writing has to be written
     with Llama(full.path, **options, vocab_only=text is not None) as llm:
@@ -120,7 +118,21 @@ def of_set(
     with Llama(full.path, skip_layers=text, skip_scale=scale, dry_run=True, **options) as llm:
         factors = skipset.scale_text(llm.skip_scale, "skip_scale")
         blocks = skipset.ranges_text(llm.skip_layers)
+    if factors:
+        text += f" x {factors}"
     return replace(full, name=name or text, skip_layers=blocks, skip_scale=factors)
+
+
+def _merged(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return each model once, under all of its names; the full model keeps its own."""
+    found: dict[str, Candidate] = {}
+    for candidate in candidates:
+        same = found.get(candidate.key)
+        if same is None:
+            found[candidate.key] = candidate
+        elif same is not candidates[0] and candidate.name not in same.name.split(" = "):
+            found[candidate.key] = replace(same, name=f"{same.name} = {candidate.name}")
+    return list(found.values())
 
 
 def of_plan(full: Candidate, path: StrPath, *, log: Log, **options: Any) -> Candidate:
@@ -156,11 +168,14 @@ def _measure(
         quality.score_candidates(full, missing, tokens, done=results.pending, on_window=on_window, **options)
     for candidate in missing:
         bar.say(f"{candidate.name}: speed and memory")
+        # a load counts a mapped file from its first to its last tensor, and what it repacks once more
+        with candidate.load(**{**options, "dry_run": True}) as llm:
+            memory = llm.memory()
         with candidate.load(**options) as llm:
             speeds: tuple[float | None, float | None] = (None, None)
             if results.begun.settings["speed"]:
                 speeds = measure.speed(llm, tokens, bar)[:2]
-            row = _row(candidate, results.pending[candidate.key], llm, speeds)
+            row = _row(candidate, results.pending[candidate.key], memory, speeds)
         results.add(row)
         results.write()
 
@@ -168,7 +183,7 @@ def _measure(
 def _row(
     candidate: Candidate,
     pieces: Sequence[divergence.Scored],
-    llm: Llama,
+    memory: dict[str, DeviceMemory],
     speeds: tuple[float | None, float | None],
 ) -> EvalRow:
     ppl, kld = divergence.summary(pieces)
@@ -190,7 +205,7 @@ def _row(
         n_scored=kld.n_tokens,
         prompt_speed=speeds[0],
         generation_speed=speeds[1],
-        memory=llm.memory(),
+        memory=memory,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from llama_skip.command import run
@@ -22,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _harness(argv: Sequence[str]) -> int:
+    if find_spec("lm_eval") is None and {"-h", "--help"} & {*argv}:
+        print(f"usage: llama-skip harness ...\n\n{__doc__}")
+        return 0
     import_module("llama_skip.harness_model")
     command: Any = import_module("lm_eval.__main__")
     sys.argv = ["llama-skip harness", *argv]

@@ -167,7 +167,9 @@ def _from_swift(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a plan, and say what it could not hold."""
-    parser = Parser(prog="llama-skip import", description="Make a plan from what another project wrote.")
+    parser = Parser(
+        prog="llama-skip import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("file", metavar="FILE", help="a layerinfo.json, skip_layers.json or block_order.csv")
     add("--model", metavar="MODEL", required=True, help="the GGUF file that the plan is for")

@@ -342,7 +342,8 @@ def _score(args: argparse.Namespace) -> int:
             **options,
         )
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {output}", file=sys.stderr)
+        if Path(output).exists() or Path(f"{output}.part").exists():
+            print(f"stopped; the same command goes on from {output}", file=sys.stderr)
         raise
     print(f"written: {output}", file=sys.stderr)
     print(Path(output).read_text() if args.json else "\n".join(table(score)))
