@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from builds import Build
-from llama_skip import Llama, evaluate, plan_blocks, plan_memory, plan_speed, planning, skipset
+from llama_skip import Llama, alternatives, evaluate, plan_blocks, plan_memory, plan_speed, planning, skipset
 from llama_skip.alternatives import Alternative, recommend
 from llama_skip.cli import main
 from llama_skip.evalfile import EvalRow
 from llama_skip.identity import Identity, block_bytes, identify
+from llama_skip.options import CACHE_TYPES
 from llama_skip.planfile import read_plan
+from llama_skip.quality import Candidate
 from llama_skip.scorefile import Score, Step, TextInfo, write_score
 from rpc import Proxy, rpc_device
 from server import server
@@ -350,6 +352,19 @@ def test_the_command_from_a_score(
     code, out, err = run(capsys, six, "--score", score_file, "--vram", 1e6, "-c", 64, "-t", 1)
     assert (code, out) == (0, "-c 64 -ctk f16 -ctv f16 -ngl all\n")
     assert "six.gguf fits as it is" in err
+
+
+@pytest.mark.parametrize("kinds", [("f32", "f32"), ("f32", "f16"), ("bf16", "f32")], ids=str)
+def test_the_type_of_the_cache_is_the_one_that_was_measured(
+    six: Path, files: tuple[Path, Path], kinds: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_k, type_v = kinds
+    args = (six, "--score", files[0], "--vram", 1e6, "-c", 64, "-t", 1, "-ctk", type_k, "-ctv", type_v)
+    code, out, err = run(capsys, *args)
+    assert (code, out) == (0, f"-c 64 -ctk {type_k} -ctv {type_v} -ngl all\n"), err
+    numbers = dict(zip(("type_k", "type_v"), (CACHE_TYPES[kind] for kind in kinds), strict=True))
+    candidate = Candidate("", "", MODEL, options={"n_ctx": 64, **numbers})
+    assert alternatives.measured_as(candidate).options == numbers
 
 
 def test_a_speedup(smollm2: Path, six: Path, score: Score) -> None:

@@ -11,7 +11,7 @@ from llama_skip import divergence, measure, planning, quality
 from llama_skip.command import aligned
 from llama_skip.files import StrPath
 from llama_skip.identity import identify
-from llama_skip.options import CACHE_TYPES
+from llama_skip.options import CACHE_TYPES, DEFAULT_CACHE_TYPE, cache_types
 from llama_skip.planfile import Plan
 from llama_skip.progress import Progress
 from llama_skip.quality import Candidate
@@ -151,7 +151,7 @@ def compare(
     """
     plan, *_ = candidates
     reference = replace(plan, name="full", skip_layers="", options={})
-    models = [_without_place(candidate) for candidate in candidates]
+    models = [measured_as(candidate) for candidate in candidates]
     done: quality.Done = {}
     bar.say("perplexity and KL divergence")
     quality.score_candidates(
@@ -197,11 +197,11 @@ def compare(
     return recommend(found)
 
 
-def _without_place(candidate: Candidate) -> Candidate:
+def measured_as(candidate: Candidate) -> Candidate:
     """Return what of a candidate changes its logits: the file, the blocks and the type of the cache."""
-    kinds = {key: candidate.options.get(key) or CACHE_TYPES["f16"] for key in ("type_k", "type_v")}
+    kinds = cache_types(candidate.options)
     quantized = any(kind not in FULL_KV for kind in kinds.values())
-    if all(kind == CACHE_TYPES["f16"] for kind in kinds.values()):
+    if all(kind == DEFAULT_CACHE_TYPE for kind in kinds.values()):
         return replace(candidate, options={})
     return replace(candidate, options={**kinds, "flash_attn": True} if quantized else kinds)
 

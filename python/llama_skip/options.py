@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from llama_skip.command import Parser, UsageError
@@ -18,6 +19,7 @@ CACHE_TYPES = {
     "iq4_nl": 20,
     "bf16": 30,
 }
+DEFAULT_CACHE_TYPE = CACHE_TYPES["f16"]
 FLASH = {"on": True, "off": False, "auto": None}
 
 NO_RESULT = ("n_threads", "n_threads_batch", "verbose", "log", "progress")  # options that change no result
@@ -26,14 +28,20 @@ DEFAULTS: dict[str, Any] = {
     "n_batch": 512,
     "n_ubatch": 512,
     "n_gpu_layers": -1,
-    "type_k": CACHE_TYPES["f16"],
-    "type_v": CACHE_TYPES["f16"],
+    "type_k": DEFAULT_CACHE_TYPE,
+    "type_v": DEFAULT_CACHE_TYPE,
     "flash_attn": None,
     "devices": None,
     "rpc_servers": None,
     "skip_untested": False,
     "verbose": False,
 }
+
+
+def cache_types(options: Mapping[str, Any]) -> dict[str, int]:
+    """Return the types of cached keys and values in arguments of `Llama`, as numbers; F32 is 0."""
+    given = {key: options.get(key) for key in ("type_k", "type_v")}
+    return {key: DEFAULT_CACHE_TYPE if kind is None else kind for key, kind in given.items()}
 
 
 def add_model_options(parser: Parser, *, ctx_size: int = 512) -> None:

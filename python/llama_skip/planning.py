@@ -13,7 +13,7 @@ from llama_skip import measure, skipset
 from llama_skip.files import StrPath
 from llama_skip.llama import Llama
 from llama_skip.loaded import DeviceMemory
-from llama_skip.options import CACHE_TYPES
+from llama_skip.options import CACHE_TYPES, cache_types
 from llama_skip.planfile import Plan
 from llama_skip.scorefile import Score, share_of_blocks
 
@@ -234,8 +234,7 @@ def runtime(options: Mapping[str, Any], memory: Mapping[str, DeviceMemory]) -> d
     """Return what a plan for a given memory rests on: arguments in the words of the flags, and MiB."""
     names = {number: name for name, number in CACHE_TYPES.items()}
     found: dict[str, Any] = {"n_ctx": options.get("n_ctx", 512)}
-    for key in ("type_k", "type_v"):
-        found[key] = names[options.get(key) or CACHE_TYPES["f16"]]
+    found |= {key: names[kind] for key, kind in cache_types(options).items()}
     found["n_gpu_layers"] = options["n_gpu_layers"]
     for key in ("n_batch", "n_ubatch", "n_parallel", "flash_attn", "devices", "rpc_servers"):
         if options.get(key) is not None:
