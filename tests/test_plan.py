@@ -15,13 +15,14 @@ from builds import Build
 from llama_skip import Llama, alternatives, evaluate, plan_blocks, plan_memory, plan_speed, planning, skipset
 from llama_skip.alternatives import Alternative, recommend
 from llama_skip.cli import main
+from llama_skip.errors import ModelLoadError
 from llama_skip.evalfile import EvalRow
 from llama_skip.identity import Identity, block_bytes, identify
 from llama_skip.options import CACHE_TYPES
 from llama_skip.planfile import read_plan
 from llama_skip.quality import Candidate
 from llama_skip.scorefile import Score, Step, TextInfo, write_score
-from rpc import Proxy, rpc_device
+from rpc import Proxy, free_port, rpc_device
 from server import server
 from test_quality import PROSE
 from tiny import blocks, random_model
@@ -305,6 +306,18 @@ def test_a_plan_for_llama_server(
     assert served(["--skip-layers", "5", *words[2:]]) > mib
     with pytest.raises(ValueError, match="n_parallel: only a dry run takes it"):
         Llama(six, n_parallel=2)
+
+
+def test_what_cannot_be_loaded_is_an_error_and_not_what_does_not_fit(six: Path, tmp_path: Path) -> None:
+    quantized = {"type_k": CACHE_TYPES["q8_0"], "type_v": CACHE_TYPES["q8_0"], "flash_attn": True}
+    options = {"n_ctx": N_CTX, **OPTIONS}
+    assert alternatives.most_on_devices(six, 1e6, **{**options, **quantized}) is None  # heads of 16
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(six.read_bytes()[:-4096])
+    with pytest.raises(ModelLoadError, match="not within the file bounds"):
+        alternatives.most_on_devices(cut, 1e6, **options)
+    with pytest.raises(ModelLoadError, match="cannot connect"):
+        alternatives.most_on_devices(six, 1e6, **{**options, "rpc_servers": f"127.0.0.1:{free_port()}"})
 
 
 def same(row: EvalRow, alternative: dict[str, Any]) -> bool:

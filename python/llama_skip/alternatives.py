@@ -9,6 +9,7 @@ from typing import Any
 
 from llama_skip import divergence, measure, planning, quality
 from llama_skip.command import aligned
+from llama_skip.errors import ModelLoadError
 from llama_skip.files import StrPath
 from llama_skip.identity import identify
 from llama_skip.options import CACHE_TYPES, DEFAULT_CACHE_TYPE, cache_types
@@ -95,8 +96,11 @@ def ways(
 def most_on_devices(path: StrPath, mib: float, **options: Any) -> dict[str, Any] | None:
     """Return `options` with the largest n_gpu_layers that fits, -1 for all; None where nothing fits.
 
-    None too where llama.cpp cannot run with these options, as with a KV type that the model's heads do not
-    allow.
+    None too where llama.cpp makes no context with these options, as with a KV type that the model's heads do
+    not allow.
+
+    Raises:
+        FileNotFoundError, llama_skip.ModelLoadError: the file or a server is not there, or bad.
     """
 
     def fits(n_gpu_layers: int) -> bool:
@@ -112,7 +116,9 @@ def most_on_devices(path: StrPath, mib: float, **options: Any) -> dict[str, Any]
         if "CPU" in planning.dry_memory(path, **options):
             return None  # without a device there is nothing to put fewer blocks on
         left_out = planning.shortest(most, lambda n: n == most or fits(most - n))
-    except (RuntimeError, ValueError):
+    except ModelLoadError:
+        raise
+    except RuntimeError:
         return None
     return {**options, "n_gpu_layers": most - left_out}
 
