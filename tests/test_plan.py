@@ -20,6 +20,7 @@ from llama_skip.evalfile import EvalRow
 from llama_skip.identity import Identity, block_bytes, identify
 from llama_skip.options import CACHE_TYPES
 from llama_skip.planfile import read_plan
+from llama_skip.progress import progress
 from llama_skip.quality import Candidate
 from llama_skip.scorefile import Score, Step, TextInfo, write_score
 from rpc import Proxy, free_port, rpc_device
@@ -318,6 +319,24 @@ def test_what_cannot_be_loaded_is_an_error_and_not_what_does_not_fit(six: Path, 
         alternatives.most_on_devices(cut, 1e6, **options)
     with pytest.raises(ModelLoadError, match="cannot connect"):
         alternatives.most_on_devices(six, 1e6, **{**options, "rpc_servers": f"127.0.0.1:{free_port()}"})
+
+
+def test_nothing_on_the_device_takes_nothing_of_its_memory(six: Path, device: Proxy) -> None:
+    model = identify(six)
+    options = {"n_ctx": 64, "rpc_servers": device.endpoint, "n_gpu_layers": -1, "verbose": False}
+    on_host = {**options, "n_gpu_layers": 0}
+    with Llama(six, vocab_only=True, verbose=False) as llm:
+        tokens = llm.tokenize(PROSE.encode())[:64]
+    candidates = [
+        Candidate("plan", str(six), model, "2,5", options=options),
+        Candidate("no block", str(six), model, options=on_host),
+    ]
+    with progress(0, shown=False) as bar:
+        plan, none = alternatives.compare(candidates, tokens, n_ctx=64, bar=bar, threads=1)
+    assert plan.mib == planning.total(planning.dry_memory(six, skip_layers="2,5", **options)) > 0
+    device.allocated.clear()
+    with Llama(six, **on_host, **ONE):
+        assert sum(device.allocated) == none.mib == 0
 
 
 def same(row: EvalRow, alternative: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from llama_skip.command import aligned
 from llama_skip.errors import ModelLoadError
 from llama_skip.files import StrPath
 from llama_skip.identity import identify
+from llama_skip.loaded import DeviceMemory
 from llama_skip.options import CACHE_TYPES, DEFAULT_CACHE_TYPE, cache_types
 from llama_skip.planfile import Plan
 from llama_skip.progress import Progress
@@ -32,7 +33,7 @@ class Alternative:
         file: the GGUF file's name.
         skip_layers: the blocks left out.
         n_ctx, type_k, type_v, n_gpu_layers: arguments; n_gpu_layers -1 is all.
-        mib: what it takes of the memory.
+        mib: what it takes of the memory; nothing where that is on devices and none of them is used.
         kld, kld_error: KL divergence from the full model with an F16 cache, nats per token.
         perplexity: on the same text.
         prompt_speed, generation_speed: tokens per second.
@@ -113,7 +114,7 @@ def most_on_devices(path: StrPath, mib: float, **options: Any) -> dict[str, Any]
             return {**options, "n_gpu_layers": wanted}
         n_layer = identify(path).n_layer
         most = n_layer + 1 if wanted < 0 else min(wanted, n_layer + 1)
-        if "CPU" in planning.dry_memory(path, **options):
+        if planning.is_host(planning.dry_memory(path, **options)):
             return None  # without a device there is nothing to put fewer blocks on
         left_out = planning.shortest(most, lambda n: n == most or fits(most - n))
     except ModelLoadError:
@@ -174,16 +175,15 @@ def compare(
         flash_attn=None,
         verbose=False,
     )
+    memories = [_memory(candidate) for candidate in candidates]
     found = []
-    for candidate, model in zip(candidates, models, strict=True):
+    for candidate, model, memory in zip(candidates, models, memories, strict=True):
         bar.say(f"{candidate.name}: speed")
         ppl, kld = divergence.summary(done[model.key])
         loaded = {key: value for key, value in candidate.options.items() if key != "n_parallel"}
         with replace(candidate, options=loaded).load(n_threads=threads, n_threads_batch=threads) as llm:
             prompt_speed, generation_speed, _ = measure.speed(llm, tokens, bar)
-        memory = planning.dry_memory(
-            candidate.path, **{**candidate.options, "skip_layers": candidate.skip_layers or None}
-        )
+        same_place = planning.is_host(memory) == planning.is_host(memories[0])
         runtime = planning.runtime(candidate.options, memory)
         found.append(
             Alternative(
@@ -191,7 +191,7 @@ def compare(
                 file=candidate.model.name,
                 skip_layers=candidate.skip_layers,
                 **{key: runtime[key] for key in ("n_ctx", "type_k", "type_v", "n_gpu_layers")},
-                mib=planning.total(memory),
+                mib=planning.total(memory) if same_place else 0.0,
                 kld=kld.mean,
                 kld_error=kld.error,
                 perplexity=ppl.value,
@@ -201,6 +201,11 @@ def compare(
             )
         )
     return recommend(found)
+
+
+def _memory(candidate: Candidate) -> dict[str, DeviceMemory]:
+    options = {**candidate.options, "skip_layers": candidate.skip_layers or None}
+    return planning.dry_memory(candidate.path, **options)
 
 
 def measured_as(candidate: Candidate) -> Candidate:

@@ -225,9 +225,14 @@ def total(memory: Mapping[str, DeviceMemory]) -> float:
     return sum(map(sum, memory.values()))
 
 
+def is_host(memory: Mapping[str, DeviceMemory]) -> bool:
+    """Return whether dry_memory() found no device in use."""
+    return "CPU" in memory
+
+
 def place(memory: Mapping[str, DeviceMemory]) -> str:
     """Return where memory is, for messages."""
-    return "on the host" if "CPU" in memory else f"on {', '.join(memory)}"
+    return "on the host" if is_host(memory) else f"on {', '.join(memory)}"
 
 
 def runtime(options: Mapping[str, Any], memory: Mapping[str, DeviceMemory]) -> dict[str, Any]:
