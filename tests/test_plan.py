@@ -244,9 +244,11 @@ def test_the_command_for_memory(
     words = ["--skip-layers", "2,5", "-c", "256", "-ctk", "f16", "-ctv", "f16", "-ngl", "all"]
     assert out == " ".join([*words, "--rpc", device.endpoint]) + "\n"
     device.tensors.clear()
+    device.allocated.clear()
     done = ours.run("llama-completion", "-m", six, *out.split(), "-no-cnv", "-n", 2, "-p", "The", "-t", 1)
     assert done.returncode == 0, done.stderr[-2000:]
     assert device.blocks() == [0, 1, 3, 4]
+    assert 0 < sum(device.allocated) / 2**20 <= mib
 
     plan = read_plan(output)
     assert (plan.skip_layers, plan.model) == ("2,5", identify(six))
