@@ -315,6 +315,24 @@ def test_files_that_are_no_models(smollm2: Path, tmp_path: Path) -> None:
             read_gguf(path)
 
 
+def test_a_file_that_becomes_shorter_while_it_is_read(small: Path, tmp_path: Path) -> None:
+    from llama_skip.gguf_file import read_gguf, write_gguf
+    from llama_skip.progress import progress
+
+    model, output = tmp_path / "model.gguf", tmp_path / "copy.gguf"
+    model.write_bytes(small.read_bytes())
+    gguf = read_gguf(model)
+    last = gguf.tensors[-1]
+    for size in (last.offset + last.span - 1, last.offset, last.offset - 1):
+        os.truncate(model, size)
+        with (
+            pytest.raises(OSError, match=r"model\.gguf became shorter while it was read"),
+            progress(0, shown=False) as bar,
+            output.open("wb") as file,
+        ):
+            write_gguf(file, gguf.entries.values(), gguf.tensors, gguf.alignment, bar)
+
+
 def test_reading_and_writing_a_model_gives_the_same_bytes(smollm2: Path, tmp_path: Path) -> None:
     from llama_skip.gguf_file import read_gguf, write_gguf
     from llama_skip.progress import progress

@@ -288,8 +288,9 @@ def _by_file(tensors: Sequence[Tensor]) -> Iterator[tuple[Path, list[Tensor]]]:
 def _copy(source: IO[bytes], file: IO[bytes], tensor: Tensor, progress: Progress) -> None:
     source.seek(tensor.offset)
     for pos in range(0, tensor.span, CHUNK):
-        data = source.read(min(CHUNK, tensor.span - pos))
-        if not data:
+        size = min(CHUNK, tensor.span - pos)
+        data = source.read(size)
+        if len(data) < size:
             raise OSError(5, f"{tensor.path} became shorter while it was read")
         file.write(data)
         progress.step()
