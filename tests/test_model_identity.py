@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import numpy as np
 import pytest
 from builds import Build
 from gguf import GGUFReader
-from llama_skip import ModelLoadError, _core
+from llama_skip import ModelLoadError, _core, bake_model
+from llama_skip.identity import Identity, check_same
+from llama_skip.planfile import Plan, read_plan
 from metadata import annotated_copy
 from oracle import TensorInfo, changed_copy, rewritten_copy, tensors
 from tiny import small_vocab, with_mtp_head
 
 SMALL, N_SAMPLES, SAMPLE = 512 * 1024, 32, 4096
+FIELDS = [key for key in Identity.__dataclass_fields__ if key != "name"]
 
 
 def identify(path: Path) -> dict[str, Any]:
@@ -199,3 +204,39 @@ def test_errors(tmp_path: Path, small: Path) -> None:
     bad.write_bytes(small.read_bytes()[:-4096])
     with pytest.raises(ModelLoadError, match="not within the file bounds"):
         identify(bad)
+
+
+def test_a_plan_by_hand_needs_the_two_identities(small: Path, tmp_path: Path) -> None:
+    """As docs/metadata.md says, and as the tools read it."""
+    model_id, file_id = ids(small)
+    path = tmp_path / "plan.json"
+
+    def plan(model: object) -> Plan:
+        content = {"format": "llama-skip-plan", "version": 1, "model": model, "skip_layers": "1-2"}
+        path.write_text(json.dumps(content))
+        return read_plan(path)
+
+    about = {"model_id": model_id, "file_id": file_id}
+    wanted = Identity(small.name, **{key: identify(small)[key] for key in FIELDS})
+    assert check_same(plan(about).model, wanted, "it") == ""
+    assert plan({**about, "name": "x.gguf", "newer": [1]}).model == replace(plan(about).model, name="x.gguf")
+    assert bake_model(small, tmp_path / "baked.gguf", plan=path).skip_layers == "1-2"
+    assert check_same(plan({**about, "file_id": "0" * 16}).model, wanted, "it") == (
+        "it was made with another file: same architecture and shapes, other weights "
+        "(another quantization, or a fine-tune)"
+    )
+    with pytest.raises(ValueError) as error:
+        check_same(plan({**about, "model_id": "0" * 16}).model, wanted, "it")
+    assert str(error.value) == (
+        f"it is about another model: model {'0' * 16}, not small.gguf (qwen3, 4 blocks of "
+        f"width 64, model {model_id})"
+    )
+    for model, missing in (
+        ({"model_id": model_id}, "file_id"),
+        ({"file_id": file_id}, "model_id"),
+        ({**about, "file_id": None}, "file_id"),
+        (None, "model_id"),
+        (model_id, "model_id"),
+    ):
+        with pytest.raises(ValueError, match=f"which model it is about: {missing} is missing"):
+            plan(model)

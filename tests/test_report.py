@@ -263,6 +263,16 @@ def test_another_file_of_the_model_is_noted(tmp_path: Path) -> None:
     assert (row["MiB left"], row["KL divergence"]) == ("32.00", "\u2013")
 
 
+def test_a_plan_of_which_only_the_identities_are_known(tmp_path: Path) -> None:
+    bare = replace(MODEL, name="", architecture="", n_layer=0, n_embd=0, file_type="", weights_bytes=0)
+    found = {"bytes": 8 * MIB, "kld": 0.5}
+    other = Plan(replace(bare, file_id="e" * 16), "2", found=found)
+    (note,) = write_report(SCORE, [Plan(bare, "2", found=found), other], tmp_path / "report.html")
+    assert note.startswith("plan was made with another file: ")
+    rows = Page(tmp_path / "report.html").tables["points-table"]
+    assert [row["MiB left"] for row in rows] == ["22.00", "\u2013"]
+
+
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

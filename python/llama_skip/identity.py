@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +61,27 @@ def block_bytes(path: StrPath) -> list[int]:
     return sizes
 
 
-def from_json(content: Mapping[str, Any], path: StrPath) -> Identity:
-    """Return the identity in a JSON file.
+_UNKNOWN = Identity("", "", "", "", 0, 0, 0, "", 0)
+
+
+def from_json(
+    content: Mapping[str, Any], path: StrPath, *, needed: Sequence[str] = ("model_id", "file_id")
+) -> Identity:
+    """Return the identity in a JSON file; what it does not say is "" or 0.
+
+    Args:
+        content: of the file.
+        path: the file, for messages.
+        needed: what it has to say.
 
     Raises:
-        ValueError: something is missing.
+        ValueError: something needed is missing.
     """
-    try:
-        return Identity(**content["model"])
-    except (KeyError, TypeError):
-        raise ValueError(f"{path}: does not say which model it is about") from None
+    model = content.get("model")
+    missing = [key for key in needed if not isinstance(model, dict) or not model.get(key)]
+    if not isinstance(model, dict) or missing:
+        raise ValueError(f"{path}: does not say which model it is about: {missing[0]} is missing")
+    return replace(_UNKNOWN, **{key: model[key] for key in ("name", *_FIELDS) if key in model})
 
 
 def check_same(found: Identity, wanted: Identity, what: str) -> str:
@@ -86,13 +97,25 @@ def check_same(found: Identity, wanted: Identity, what: str) -> str:
     """
     if found.model_id != wanted.model_id:
         raise ValueError(
-            f"{what} is about another model: {found.name} ({found.architecture}, {found.n_layer} blocks of "
-            f"width {found.n_embd}, model {found.model_id}), not {wanted.name} ({wanted.architecture}, "
-            f"{wanted.n_layer} blocks of width {wanted.n_embd}, model {wanted.model_id})"
+            f"{what} is about another model: {_named(found, *_model_words(found))}, "
+            f"not {_named(wanted, *_model_words(wanted))}"
         )
     if found.file_id != wanted.file_id:
         return (
-            f"{what} was made with {found.name} ({found.file_type}): same architecture and shapes, "
+            f"{what} was made with {_named(found, found.file_type)}: same architecture and shapes, "
             "other weights (another quantization, or a fine-tune)"
         )
     return ""
+
+
+def _model_words(model: Identity) -> list[str]:
+    size = f"{model.n_layer} blocks of width {model.n_embd}" if model.n_layer and model.n_embd else ""
+    return [model.architecture, size, f"model {model.model_id}"]
+
+
+def _named(model: Identity, *words: str) -> str:
+    """Return a file's name and what is known of it."""
+    known = ", ".join(filter(None, words))
+    if model.name:
+        return f"{model.name} ({known})" if known else model.name
+    return known or "another file"

@@ -80,11 +80,12 @@ def _of_plan(plan: Plan, name: str, score: Score) -> Point:
     sizes = {block.block: block.weights_bytes for block in score.blocks}
     is_same = plan.model.file_id == score.model.file_id
     left_out = sum(sizes[il] for il in _blocks(plan.skip_layers)) if is_same else found.get("bytes")
+    whole = score.model.weights_bytes if is_same else plan.model.weights_bytes
     text = found.get("text") or {}
     return Point(
         name=Path(name).stem or plan.skip_layers or "none",
         kind="plan",
-        weights=None if left_out is None else (plan.model.weights_bytes - left_out) / MIB,
+        weights=None if left_out is None or not whole else (whole - left_out) / MIB,
         kld=found.get("kld"),
         kld_error=found.get("kld_error"),
         perplexity=found.get("perplexity"),

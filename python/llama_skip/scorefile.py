@@ -136,7 +136,7 @@ def read_score(path: StrPath) -> Score:
     content = read_json(path, FORMAT)
     try:
         return Score(
-            model=identity.from_json(content, path),
+            model=identity.from_json(content, path, needed=("model_id", "file_id", "n_layer")),
             text=TextInfo(**content["text"]),
             settings=content["settings"],
             complete=content["complete"],
