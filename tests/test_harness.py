@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,15 @@ def test_generation_arguments() -> None:
         completion_options({"num_beams": 4})
 
 
-def test_plans(tiny: Path, smollm2: Path, tmp_path: Path) -> None:
+def test_plans(tiny: Path, smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = tmp_path / "plan.json"
     write_plan(plan, Plan(identify(tiny), "1-2", "1:0.5"))
     model = HarnessModel.create_from_arg_string(f"model={tiny},plan={plan},n_ctx=64,n_threads=1")
     assert (model.llm.skip_layers, model.llm.skip_scale) == ((1, 2), {1: 0.5})
+    assert "plan.json" not in capsys.readouterr().err
+    write_plan(plan, Plan(replace(identify(tiny), file_id="0" * 16), "1-2"))
+    HarnessModel.create_from_arg_string(f"model={tiny},plan={plan},n_ctx=64,n_threads=1").llm.close()
+    assert f"{plan} was made with tiny.gguf (" in capsys.readouterr().err
     model = HarnessModel.create_from_arg_string(f"model={tiny},skip_layers=0;2-3,n_ctx=64,n_threads=1")
     assert model.llm.skip_layers == (0, 2, 3)
     with pytest.raises(ValueError, match="plan brings its own"):

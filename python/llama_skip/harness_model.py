@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -58,7 +59,8 @@ class HarnessModel(_model.TemplateLM):  # type: ignore[misc]
             if skip_layers is not None or skip_scale is not None:
                 raise ValueError("plan brings its own skip_layers and skip_scale")
             found = read_plan(plan)
-            check_same(found.model, identify(model), plan)
+            if line := check_same(found.model, identify(model), plan):
+                print(line, file=sys.stderr)
             skip_layers, skip_scale = found.skip_layers or None, found.skip_scale or None
         self.max_length = n_ctx
         self.llm = Llama(
