@@ -162,6 +162,25 @@ def test_a_sidecar_keeps_what_it_has(small: Path, about: Any, score: Any, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.gguf", "model.skip.gguf"]
 
 
+def test_a_sidecar_that_nothing_reads_is_noted(small: Path, about: Any, score: Any, tmp_path: Path) -> None:
+    from llama_skip import annotate_model
+    from llama_skip.skipset import resolve
+
+    plans = {name: plan(about, "2") for name in ("a", "b")}
+    model = annotate_model(small, plans=plans, output=tmp_path / "model.gguf").path
+    assert annotate_model(model, score=score).notes == []
+    assert annotate_model(model, plans={"c": plan(about)}).notes == []
+    (note,) = annotate_model(model, score=score, plans={"c": plan(about), "b": plan(about, "3")}).notes
+    assert note.startswith("model.gguf has @b in its own metadata, which comes first")
+    assert resolve(model, "@b", "")[0] == [2]
+    annotate_model(model, score=score, output=model)
+    (note,) = annotate_model(model, score=replace(score, path=score.path[::-1]), plans=plans).notes
+    assert note.startswith("model.gguf has a score, @a, @b in its own metadata")
+    assert resolve(model, "auto:1", "")[0] == [2]
+    # what is written into a copy is read
+    assert annotate_model(model, score=score, plans=plans, output=tmp_path / "copy.gguf").notes == []
+
+
 def test_what_is_refused(small: Path, about: Any, score: Any, tmp_path: Path) -> None:
     from llama_skip import annotate_model
     from llama_skip.identity import identify

@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,8 @@ class Annotated:
         path: the file.
         plans: the names of all plans in it.
         has_score: whether it has a score.
-        notes: lines to show, where a score or plan was made with another file of the same model.
+        notes: lines to show: a score or plan was made with another file of the same model, or the model's own
+            metadata comes before what was written beside it.
     """
 
     path: Path
@@ -93,6 +94,7 @@ def annotate_model(
     if output is None:
         base = {"general.architecture": base["general.architecture"]}
         base |= _known(target, read_gguf(target), about) if target.exists() else {}
+        notes += _hidden(gguf, {e.key for e in new})
     else:
         _known(Path(model), gguf, about)
         if len(gguf.paths) > 1 and is_one_of(target, gguf.paths):
@@ -132,6 +134,19 @@ def _known(path: Path, gguf: Gguf, about: Identity) -> dict[str, Entry]:
         if key.endswith(".model_id") and entry.value != about.model_id:
             raise ValueError(f"{path}: {key} is another model's, {entry.value}; this one is {about.model_id}")
     return found
+
+
+def _hidden(gguf: Gguf, keys: Container[str]) -> list[str]:
+    """Return lines about what is written beside a model that has its own."""
+    own = ["a score"] if "skip.score.path" in keys and "skip.score.path" in gguf.entries else []
+    plans = [key for key in gguf.entries if key.endswith(".version") and PLAN_KEY.fullmatch(key)]
+    own += [f"@{key.split('.')[2]}" for key in plans if key in keys]
+    if not own:
+        return []
+    return [
+        f"{gguf.paths[0].name} has {', '.join(own)} in its own metadata, which comes first: what was written "
+        "beside it is not read; -o writes a copy of the model with it"
+    ]
 
 
 def _check_name(name: str) -> None:
