@@ -280,14 +280,15 @@ def test_the_command(
     write_score("a.score.json", SCORE)
     write_plan("small.json", PLAN)
     write_evaluation("eval.json", EVALUATION)
-    assert main(["report", "a.score.json", "small.json", "eval.json", "--png", "a.png"]) == 0
-    assert capsys.readouterr().out == "a.score.html\na.png\n"
-    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    for png in ("a.png", "picture"):
+        assert main(["report", "a.score.json", "small.json", "eval.json", "--png", png]) == 0
+        assert capsys.readouterr().out == f"a.score.html\n{png}\n"
+        assert Path(png).read_bytes().startswith(b"\x89PNG")
     rows = Page(tmp_path / "a.score.html").tables["points-table"]
     assert rows[0]["name"] == "small" and len(rows) == 4
 
 
-@pytest.mark.parametrize("case", ["missing", "folder", "no folder", "score as other", "no score"])
+@pytest.mark.parametrize("case", ["missing", "folder", "no folder", "no png", "score as other", "no score"])
 def test_what_cannot_be_read_or_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
@@ -298,6 +299,7 @@ def test_what_cannot_be_read_or_written(
         "missing": ([score, tmp_path / "none.json", "-o", out], "none.json: No such file"),
         "folder": ([score, "-o", tmp_path / "folder"], "folder: Is a directory"),
         "no folder": ([score, "-o", tmp_path / "none" / "a.html"], "No such file or directory"),
+        "no png": ([score, "-o", out, "--png", tmp_path / "none" / "a.png"], "No such file or directory"),
         "score as other": (
             [score, score, "-o", out],
             "expected a file of format llama-skip-plan or llama-skip-eval",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -41,16 +41,29 @@ def write_report(score: Score | StrPath, others: Iterable[Other], path: StrPath)
         OSError: a file cannot be read or written.
         RuntimeError: matplotlib is not installed.
     """
-    check_writable(path)
+    return _write(score, others, {path: _is_png(path)})
+
+
+def _is_png(path: StrPath) -> bool:
+    return Path(path).suffix.lower() == ".png"
+
+
+def _write(score: Score | StrPath, others: Iterable[Other], files: Mapping[StrPath, bool]) -> list[str]:
+    """Write a report into files, each with whether it is a picture, once all of it is there."""
+    for path in files:
+        check_writable(path)
     if not isinstance(score, Score):
         score = read_score(score)
     points, notes = points_of(score, others)
-    if Path(path).suffix.lower() == ".png":
-        content = picture(score, points)
-    else:
-        content = page.page(score, points, notes, drawn(score, points)).encode()
-    with replacing(path) as file:
-        file.write(content)
+    contents: dict[StrPath, bytes] = {}
+    for path, is_picture in files.items():
+        if is_picture:
+            contents[path] = picture(score, points)
+        else:
+            contents[path] = page.page(score, points, notes, drawn(score, points)).encode()
+    for path, content in contents.items():
+        with replacing(path) as file:
+            file.write(content)
     return notes
 
 
@@ -191,10 +204,9 @@ def _parser() -> Parser:
 
 def _report(args: argparse.Namespace) -> int:
     output = args.output or f"{Path(args.score).stem}.html"
-    score = read_score(args.score)
-    notes: list[str] = []
-    for path in filter(None, (output, args.png)):
-        notes = write_report(score, args.others, path)
+    files = {output: _is_png(output)} | ({args.png: True} if args.png else {})
+    notes = _write(args.score, args.others, files)
+    for path in files:
         print(path)
     for note in notes:
         print(note, file=sys.stderr)
