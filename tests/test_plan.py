@@ -432,6 +432,29 @@ def test_a_model_without_a_score_is_scored_first(
     assert run(capsys, "six.score.json", "--blocks", 1)[1] == out
 
 
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("--blocks", 0), "1 or more"),
+        (("--fraction", 0), "over 0 and below 1"),
+        (("--fraction", 1), "over 0 and below 1"),
+        (("--max-kld", -1), "0 or more"),
+        (("--max-kld", "nan"), "0 or more"),
+        (("--max-ppl-ratio", 0.9), "1 or more"),
+        (("--vram", 0), "over 0"),
+        (("--speedup", 1), "over 1"),
+        (("--vram", 9, "--parallel", 0), "1 or more"),
+    ],
+    ids=str,
+)
+def test_targets_that_no_model_has(
+    args: tuple[object, ...], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, tmp_path / "not there", *args)
+    assert (code, out) == (2, "")
+    assert err == f"error: {args[-2]}: {args[-1]} is out of range, expected {expected}\n"
+
+
 def test_bad_input(
     six: Path, smollm2: Path, files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

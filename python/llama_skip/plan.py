@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,15 @@ from llama_skip.scorefile import Score, read_score, share_of_blocks
 from llama_skip.texts import read_text
 
 FROM_SCORE = ("blocks", "fraction", "max_kld", "max_ppl_ratio")
+BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "blocks": (lambda value: value >= 1, "1 or more"),
+    "fraction": (lambda value: 0 < value < 1, "over 0 and below 1"),
+    "max_kld": (lambda value: 0 <= value < math.inf, "0 or more"),
+    "max_ppl_ratio": (lambda value: 1 <= value < math.inf, "1 or more"),
+    "vram": (lambda value: 0 < value < math.inf, "over 0"),
+    "speedup": (lambda value: 1 < value < math.inf, "over 1"),
+    "parallel": (lambda value: value >= 1, "1 or more"),
+}
 N_CTX = 512  # tokens in a window of a text
 N_WINDOWS = 4  # on which the alternatives are measured
 
@@ -65,9 +75,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _plan(args: argparse.Namespace) -> int:
+def _check_bounds(args: argparse.Namespace) -> None:
+    for name, (is_within, expected) in BOUNDS.items():
+        value = getattr(args, name)
+        if value is not None and not is_within(value):
+            raise UsageError(f"--{name.replace('_', '-')}: {value:g} is out of range, expected {expected}")
     if args.vram is None and (args.also or args.parallel):
         raise UsageError("--also and --parallel are for --vram")
+
+
+def _plan(args: argparse.Namespace) -> int:
+    _check_bounds(args)
     if args.output:
         check_writable(args.output)
     options = model_options(args)
