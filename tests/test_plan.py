@@ -20,6 +20,7 @@ from llama_skip.evalfile import EvalRow
 from llama_skip.identity import Identity, block_bytes, identify
 from llama_skip.options import CACHE_TYPES
 from llama_skip.planfile import read_plan
+from llama_skip.planning import LONGER
 from llama_skip.progress import progress
 from llama_skip.quality import Candidate
 from llama_skip.scorefile import Score, Step, TextInfo, write_score
@@ -386,6 +387,32 @@ def test_the_command_from_a_score(
     code, out, err = run(capsys, six, "--score", score_file, "--vram", 1e6, "-c", 64, "-t", 1)
     assert (code, out) == (0, "-c 64 -ctk f16 -ctv f16 -ngl all\n")
     assert "six.gguf fits as it is" in err
+
+
+def test_a_path_that_ends_before_its_bound_is_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "score.json"
+
+    def ends(of: Score, *target: object) -> str:
+        write_score(path, of)
+        code, _, err = run(capsys, path, *target)
+        assert code == 0
+        found = [line for line in err.splitlines() if line.startswith("the score ends after ")]
+        assert all(line.endswith(LONGER) for line in found)
+        return "".join(found).partition(";")[0]
+
+    unfinished = replace(SCORE, complete=False)
+    for target, beyond, within in (("--max-kld", 0.6, 0.3), ("--max-ppl-ratio", 1.61, 1.31)):
+        assert ends(SCORE, target, beyond) == "the score ends after 4 blocks"
+        assert ends(SCORE, target, within) == ""
+        for bound in (beyond, within):
+            assert ends(unfinished, target, bound) == "the score ends after 4 blocks, and is not complete"
+        nothing = replace(unfinished, path=[])
+        assert ends(nothing, target, beyond) == "the score ends after 0 blocks, and is not complete"
+        # one block has to stay
+        assert ends(replace(SCORE, model=replace(MODEL, n_layer=5)), target, beyond) == ""
+    assert ends(SCORE, "--blocks", 4) == ""
 
 
 @pytest.mark.parametrize("kinds", [("f32", "f32"), ("f32", "f16"), ("bf16", "f32")], ids=str)

@@ -18,7 +18,7 @@ from llama_skip.llama import Llama
 from llama_skip.loaded import MIB
 from llama_skip.options import add_model_options, model_options
 from llama_skip.planfile import Plan, write_plan
-from llama_skip.planning import plan_blocks, plan_memory, plan_speed
+from llama_skip.planning import LONGER, plan_blocks, plan_memory, plan_speed, prefix
 from llama_skip.progress import progress
 from llama_skip.scorefile import Score, read_score, share_of_blocks
 from llama_skip.texts import read_text
@@ -96,7 +96,7 @@ def _plan(args: argparse.Namespace) -> int:
         plan = plan_speed(model, found, args.speedup, **options)
     else:
         plan = plan_memory(model, found, args.vram, **_given(args, options))
-    for line in talk(plan):
+    for line in [*talk(plan), *path_end(plan, found)]:
         _say(line)
     if args.vram is not None and args.parallel is None:
         _say("this is for any tool; llama-server takes less: -np N plans for N slots of it")
@@ -185,7 +185,7 @@ def talk(plan: Plan) -> list[str]:
     elif "vram" in found["target"]:
         lines += [f"{plan.model.name} fits as it is"]
     else:
-        lines += [f"{plan.model.name}: the first block of the greedy path already costs more than that"]
+        lines += [f"{plan.model.name}: no block of the greedy path costs as little as that"]
     if plan.runtime:
         for name, used in plan.runtime["memory"].items():
             lines.append(
@@ -195,6 +195,17 @@ def talk(plan: Plan) -> list[str]:
     if "speedup" in found:
         lines.append(f"single tokens {found['speedup']:.2f} times as fast, measured")
     return lines
+
+
+def path_end(plan: Plan, found: Score) -> list[str]:
+    """Return what to know where a longer path could allow more blocks than the score's does."""
+    n_path = len(found.path)
+    is_cost = not plan.found["target"].keys().isdisjoint(("max_kld", "max_ppl_ratio"))
+    takes_all = plan.skip_layers == prefix(found, n_path, {}).skip_layers
+    if not is_cost or n_path == found.model.n_layer - 1 or (found.complete and not takes_all):
+        return []
+    unfinished = "" if found.complete else ", and is not complete"
+    return [f"the score ends after {n_path} blocks{unfinished}; a longer one may allow more: {LONGER}"]
 
 
 def arguments(plan: Plan) -> list[str]:
