@@ -454,6 +454,12 @@ def test_a_model_without_a_score_is_scored_first(
     assert code == 0, err
     assert out.startswith("--skip-layers ")
     assert "no --score: scoring" in err
+    before = Path("six.score.json").read_bytes()
+    code, out_now, err = run(capsys, six, "--blocks", 1, "-f", files[1], "-t", 1, "-ctk", "f32")
+    assert (code, out_now) == (1, "")
+    assert "six.score.json: holds a score with another type_k (1, not 0); remove it, or plan with it" in err
+    assert err.endswith("as it is: --score six.score.json\n")
+    assert Path("six.score.json").read_bytes() == before
     # the second time it is there
     assert run(capsys, six, "--blocks", 1, "-f", files[1], "-t", 1)[1] == out
     assert run(capsys, "six.score.json", "--blocks", 1)[1] == out

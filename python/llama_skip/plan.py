@@ -138,9 +138,21 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
     if args.vram is not None:
         options["n_gpu_layers"] = 0  # the full model may not fit on the device
     _say(f"no --score: scoring {args.source} first, into {output}")
-    return score.score_model(
-        args.source, text=args.file, output=output, n_ctx=N_CTX, n_path=n_path, show_progress=True, **options
-    )
+    try:
+        return score.score_model(
+            args.source,
+            text=args.file,
+            output=output,
+            n_ctx=N_CTX,
+            n_path=n_path,
+            show_progress=True,
+            **options,
+        )
+    except ValueError as err:
+        reason, sign, _ = str(err).partition("; remove it or name another file")
+        if not sign:
+            raise
+        raise ValueError(f"{reason}; remove it, or plan with it as it is: --score {output}") from None
 
 
 def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
