@@ -281,6 +281,51 @@ def test_the_command_for_memory(
     assert ("not recommended" in err) == (best != "leave blocks out")
 
 
+def test_a_comparison_that_fails_leaves_the_plan(
+    six: Path,
+    files: tuple[Path, Path],
+    device: Proxy,
+    used: Used,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    short, output = tmp_path / "short.txt", tmp_path / "plan.json"
+    short.write_text("too short")
+    args = (six, "--score", files[0], "--vram", used(2, 5) + 0.001, "-c", N_CTX, "--rpc", device.endpoint)
+    args = (*args, "-t", 1, "-o", output)
+    expected = run(capsys, *args, "--no-alternatives")[1]
+    plan = output.read_bytes()
+    output.unlink()
+    code, out, err = run(capsys, *args, "-f", short)
+    assert (code, out) == (0, expected) and out.startswith("--skip-layers 2,5 ")
+    assert "warning: what else fits could not be measured: " in err
+    assert "short.txt: 2 tokens do not fill a window of 256" in err
+    assert output.read_bytes() == plan
+
+
+def test_other_files_are_checked_before_long_work(
+    six: Path,
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.gguf").write_text("no model, but a text")
+    Path("cut.gguf").write_bytes(six.read_bytes()[:-4096])
+    before = sorted(tmp_path.iterdir())
+    for other, words in (
+        (Path("none.gguf"), "No such file"),
+        (Path("text.gguf"), "text.gguf"),
+        (Path("cut.gguf"), "not within the file bounds"),
+        (small, f"{small} has another vocabulary than {six}"),
+    ):
+        code, out, err = run(capsys, six, "--vram", 1, "-t", 1, "--also", six, "--also", other)
+        assert (code, out) == (1, "")
+        assert err.startswith("error: ") and words in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_plan_for_llama_server(
     ours: Build, six: Path, files: tuple[Path, Path], device: Proxy, capsys: pytest.CaptureFixture[str]
 ) -> None:

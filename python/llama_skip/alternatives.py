@@ -9,9 +9,11 @@ from typing import Any
 
 from llama_skip import divergence, measure, planning, quality
 from llama_skip.command import aligned
+from llama_skip.demo_text import PROMPTS
 from llama_skip.errors import ModelLoadError
 from llama_skip.files import StrPath
 from llama_skip.identity import identify
+from llama_skip.llama import Llama
 from llama_skip.loaded import DeviceMemory
 from llama_skip.options import CACHE_TYPES, DEFAULT_CACHE_TYPE, cache_types
 from llama_skip.planfile import Plan
@@ -56,6 +58,22 @@ class Alternative:
     generation_speed: float = 0.0
     same_context: bool = True
     recommended: bool = False
+
+
+def check_files(model_path: StrPath, also: Sequence[StrPath]) -> None:
+    """Load the vocabularies of other files, so that none turns out to be wrong after long work.
+
+    Raises:
+        ValueError: a file with another vocabulary than the model's.
+        FileNotFoundError, llama_skip.ModelLoadError: no such file, or no model.
+    """
+    if not also:
+        return
+    with Llama(model_path, vocab_only=True, verbose=False) as full:
+        tokens = full.tokenize("\n".join(PROMPTS).encode())
+        for file in also:
+            with Llama(file, vocab_only=True, verbose=False) as llm:
+                quality.check_vocabulary(llm, full, tokens)
 
 
 def ways(

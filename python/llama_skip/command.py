@@ -45,9 +45,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _fail(err: Exception, code: int) -> int:
-    text = str(err) or type(err).__name__
+def message(err: Exception) -> str:
+    """Return what a person is told of an error."""
     if isinstance(err, OSError) and err.filename is not None:
-        text = f"{err.filename}: {err.strerror}"
-    print(f"error: {text}", file=sys.stderr)
+        return f"{err.filename}: {err.strerror}"
+    return str(err) or type(err).__name__
+
+
+def _fail(err: Exception, code: int) -> int:
+    print(f"error: {message(err)}", file=sys.stderr)
     return code

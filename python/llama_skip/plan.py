@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_skip import alternatives, measure, score
-from llama_skip.command import Parser, UsageError, run
+from llama_skip.command import Parser, UsageError, message, run
 from llama_skip.files import check_writable
 from llama_skip.identity import check_same, identify
 from llama_skip.llama import Llama
@@ -100,11 +100,12 @@ def _plan(args: argparse.Namespace) -> int:
         _say(line)
     if args.vram is not None and args.parallel is None:
         _say("this is for any tool; llama-server takes less: -np N plans for N slots of it")
-    if args.vram is not None and plan.skip_layers and not args.no_alternatives:
-        plan = _with_alternatives(plan, args, options)
+    words = arguments(plan)
     if args.output:
         write_plan(args.output, plan)
-    print(" ".join(arguments(plan)))
+    if args.vram is not None and plan.skip_layers and not args.no_alternatives:
+        _compare(plan, args, options)
+    print(" ".join(words))
     return 0
 
 
@@ -118,6 +119,7 @@ def _score(args: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Scor
         if args.vram is not None or args.speedup is not None:
             raise UsageError("--vram and --speedup need MODEL, with --score FILE")
         return "", read_score(args.source)
+    alternatives.check_files(args.source, args.also)
     if args.score:
         found = read_score(args.score)
         if line := check_same(found.model, identify(args.source), args.score):
@@ -160,6 +162,17 @@ def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     left = {"n_batch": args.batch_size, "n_ubatch": args.ubatch_size}
     given = {key: value for key, value in options.items() if left.get(key, True) is not None}
     return given | ({} if args.parallel is None else {"n_parallel": args.parallel})
+
+
+def _compare(plan: Plan, args: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Show what else fits, and write it with the plan, which is as good without it."""
+    try:
+        plan = _with_alternatives(plan, args, options)
+    except (OSError, MemoryError, RuntimeError, ValueError) as err:
+        _say(f"warning: what else fits could not be measured: {message(err)}")
+        return
+    if args.output:
+        write_plan(args.output, plan)
 
 
 def _with_alternatives(plan: Plan, args: argparse.Namespace, options: dict[str, Any]) -> Plan:

@@ -93,7 +93,7 @@ def score_candidates(
             if at not in loaded:
                 options_of = {**options, **candidate.options, "n_ctx": n_ctx}
                 loaded[at] = stack.enter_context(Llama(candidate.path, **options_of))
-                _check_vocabulary(loaded[at], loaded[reference.path, str(reference.options)], tokens)
+                check_vocabulary(loaded[at], loaded[reference.path, str(reference.options)], tokens)
             return loaded[at]
 
         full = llama_of(reference)
@@ -114,7 +114,8 @@ def score_candidates(
                 on_window()
 
 
-def _check_vocabulary(llm: Llama, reference: Llama, tokens: Sequence[int]) -> None:
+def check_vocabulary(llm: Llama, reference: Llama, tokens: Sequence[int]) -> None:
+    """Raise ValueError where `tokens` are not the same text in both models."""
     same = llm.n_vocab() == reference.n_vocab()
     if not same or llm.detokenize(tokens, special=True) != reference.detokenize(tokens, special=True):
         raise ValueError(f"{llm.model_path} has another vocabulary than {reference.model_path}")
