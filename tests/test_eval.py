@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from dataclasses import asdict
@@ -243,6 +244,30 @@ sys.exit(verb.main(sys.argv[1:]))
     assert [asdict(row) for row in found.rows] == [asdict(row) for row in expected.rows]
     assert "pending" not in json.loads(output.read_text())
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_full_disk_leaves_what_was_there(tiny: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "eval.json"
+    kwargs: dict[str, Any] = {"text": text, "n_ctx": 64, "n_windows": 1, "speed": False, **ONE}
+    evaluate(tiny, ["1"], output=output, **kwargs)
+    before = output.read_bytes()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), len(before)))
+
+    args = [tiny, "--skip-layers", "2", "-f", text, "-c", 64, "--windows", 1, "--no-speed", "-t", 1]
+    args += ["-o", output]
+    command = "import sys; from llama_skip.cli import main; sys.exit(main(['eval', *sys.argv[1:]]))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", command, *map(str, args)], capture_output=True, text=True, preexec_fn=limit
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == f"error: {output}: File too large"
+    assert "Traceback" not in done.stderr
+    assert output.read_bytes() == before and list(tmp_path.iterdir()) == [output]
+    found = evaluate(tiny, ["2"], output=output, **kwargs)
+    assert [row.name for row in found.rows] == ["none", "2", "1"]
 
 
 def test_its_own_writing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
