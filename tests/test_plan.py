@@ -428,7 +428,9 @@ def test_the_command_from_a_score(
         assert (code, shlex.split(out)) == (0, ["--skip-layers", "2,5"])
         assert "without 2,5: KL divergence 0.2000, perplexity 12.000 instead of 10.000" in err
         assert read_plan(output).found["target"] == {"max_kld": 0.25}
-    assert run(capsys, score_file, "--max-kld", 0.01)[:2] == (0, "\n")
+    code, out, err = run(capsys, score_file, "--max-kld", 0.01)
+    assert (code, out) == (0, "\n")
+    assert "the first is block" in err
     code, out, err = run(capsys, six, "--score", score_file, "--vram", 1e6, "-c", 64, "-t", 1)
     assert (code, out) == (0, "-c 64 -ctk f16 -ctv f16 -ngl all\n")
     assert "six.gguf fits as it is" in err
@@ -453,8 +455,10 @@ def test_a_path_that_ends_before_its_bound_is_reached(
         assert ends(SCORE, target, within) == ""
         for bound in (beyond, within):
             assert ends(unfinished, target, bound) == "the score ends after 4 blocks, and is not complete"
-        nothing = replace(unfinished, path=[])
-        assert ends(nothing, target, beyond) == "the score ends after 0 blocks, and is not complete"
+        write_score(path, replace(unfinished, path=[]))
+        code, out, err = run(capsys, path, target, beyond)
+        assert (code, out) == (1, "")
+        assert "error: the score was stopped before its first step" in err
         # one block has to stay
         assert ends(replace(SCORE, model=replace(MODEL, n_layer=5)), target, beyond) == ""
     assert ends(SCORE, "--blocks", 4) == ""

@@ -66,7 +66,7 @@ def measure(llm: Llama, name: str, text: Text, bar: Progress) -> Row:
 
 
 def speed(llm: Llama, tokens: Sequence[int], bar: Progress) -> tuple[float, float, str]:
-    """Return tokens per second of a prompt and of single tokens, and what the model writes.
+    """Return tokens per second of a prompt and of single tokens, each the better of two, and what is written.
 
     Args:
         llm: a model whose context holds at least 32 tokens.
@@ -74,7 +74,7 @@ def speed(llm: Llama, tokens: Sequence[int], bar: Progress) -> tuple[float, floa
         bar: gets N_STEPS steps.
     """
     prompt_speed = max(_prompt_speed(llm, tokens, bar) for _ in range(2))
-    generation_speed, writes = single_tokens(llm, N_WRITE)
+    generation_speed, writes = max(single_tokens(llm, N_WRITE) for _ in range(2))
     bar.step()
     return prompt_speed, generation_speed, writes
 
@@ -82,9 +82,7 @@ def speed(llm: Llama, tokens: Sequence[int], bar: Progress) -> tuple[float, floa
 def _prompt_speed(llm: Llama, tokens: Sequence[int], bar: Progress) -> float:
     prompt = tokens[: min(llm.n_ctx(), N_PROMPT)]
     start = time.perf_counter()
-    llm.logits(
-        prompt, first=len(prompt) - 1
-    )  # what they wait for: a device may still be at work after eval()
+    llm.logits(prompt, first=len(prompt) - 1)  # waits for a device, which eval() may leave at work
     elapsed = time.perf_counter() - start
     bar.step()
     return len(prompt) / elapsed

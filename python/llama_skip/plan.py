@@ -223,9 +223,15 @@ def talk(plan: Plan) -> list[str]:
 
 
 def path_end(plan: Plan, found: Score) -> list[str]:
-    """Return what to know where a longer path could allow more blocks than the score's does."""
+    """Return what to know where a bound allows no block, or where a longer path could allow more."""
     n_path = len(found.path)
     is_cost = not plan.found["target"].keys().isdisjoint(("max_kld", "max_ppl_ratio"))
+    if is_cost and not plan.skip_layers:
+        first = found.path[0]
+        ratio = first.perplexity / found.perplexity
+        return [
+            f"the first is block {first.block}: KL divergence {first.kld:.4f}, perplexity {ratio:.3f} times"
+        ]
     takes_all = plan.skip_layers == prefix(found, n_path, {}).skip_layers
     if not is_cost or n_path == found.model.n_layer - 1 or (found.complete and not takes_all):
         return []

@@ -50,6 +50,8 @@ def plan_blocks(
     ((name, value),) = target.items()
     if not math.isfinite(value):
         raise ValueError(f"{name}: {value} is not a number")
+    if not score.path:
+        raise ValueError("the score was stopped before its first step, the same `llama-skip score` goes on")
     if fraction is not None:
         return prefix(score, share_of_blocks(fraction, score.model.n_layer), target)
     if blocks is not None:
