@@ -150,11 +150,8 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
             show_progress=True,
             **options,
         )
-    except ValueError as err:
-        reason, sign, _ = str(err).partition("; remove it or name another file")
-        if not sign:
-            raise
-        raise ValueError(f"{reason}; remove it, or plan with it as it is: --score {output}") from None
+    except score.OtherSettingsError as err:
+        raise ValueError(f"{err.reason}; remove it, or plan with it as it is: --score {output}") from None
 
 
 def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:

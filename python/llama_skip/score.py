@@ -34,6 +34,18 @@ FRACTION = 0.3
 FREE_SETTINGS = ("n_gpu_layers", "devices", "rpc_servers", "n_path")
 
 
+class OtherSettingsError(ValueError):
+    """The output holds a score of another text, file or settings.
+
+    Attributes:
+        reason: which, without what to do.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; remove it or name another file")
+        self.reason = reason
+
+
 def score_model(
     model_path: StrPath,
     *,
@@ -121,9 +133,9 @@ def _begun(fresh: Score, output: StrPath) -> Score:
     old, new = _key(found), _key(fresh)
     different = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     if different:
-        raise ValueError(
+        raise OtherSettingsError(
             f"{output}: holds a score with another {different[0]} ({old.get(different[0])}, not "
-            f"{new.get(different[0])}); remove it or name another file"
+            f"{new.get(different[0])})"
         )
     n_path = fresh.settings["n_path"]
     settings = {**found.settings, "n_path": n_path}
