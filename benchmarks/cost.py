@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from llama_skip.identity import identify
-from llama_skip.score import score_model
 from llama_skip.scorefile import share_of_blocks
+from llama_skip.scoring import score_model
 
 
 def timed(label: str, args: argparse.Namespace, n_path: int, shortcuts: bool) -> dict[str, Any]:

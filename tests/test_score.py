@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from arch_files import generated_one
 from builds import Build
-from llama_skip import identity, perplexity, score, search
+from llama_skip import identity, perplexity, scoring, search
 from llama_skip.divergence import Scored, kl_divergence
 from llama_skip.loaded import Trace
 from llama_skip.scorefile import Score, read_score, share_of_blocks, write_score
@@ -50,7 +50,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def scored(model: Path, text: Path | None, **kwargs: Any) -> Score:
     settings: dict[str, Any] = {"n_tokens": N_CTX * N_WINDOWS, "n_ctx": N_CTX, "n_path": 3}
-    return score.score_model(model, text=text, **{**OPTIONS, **settings, **kwargs})
+    return scoring.score_model(model, text=text, **{**OPTIONS, **settings, **kwargs})
 
 
 @pytest.fixture(scope="module")
@@ -215,18 +215,23 @@ def test_perplexity_decides_between_equals() -> None:
     assert state.best() == 2
 
 
+class Stop:
+    """Ctrl-C after so many windows."""
+
+    def __init__(self, n_left: int) -> None:
+        self.n_left = n_left
+
+    def __call__(self) -> None:
+        self.n_left -= 1
+        if self.n_left == 0:
+            raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("n_windows", [1, 3, N_WINDOWS])
 def test_a_stopped_run_goes_on(whole: Score, model: Path, text: Path, tmp_path: Path, n_windows: int) -> None:
     """Stopped in the second step, after so many of its windows."""
 
-    n_left = N_WINDOWS + n_windows
-
-    def stop() -> None:
-        nonlocal n_left
-        n_left -= 1
-        if n_left == 0:
-            raise KeyboardInterrupt
-
+    stop = Stop(N_WINDOWS + n_windows)
     output = tmp_path / "score.json"
     with pytest.raises(KeyboardInterrupt):
         scored(model, text, output=output, on_window=stop)
@@ -234,9 +239,9 @@ def test_a_stopped_run_goes_on(whole: Score, model: Path, text: Path, tmp_path: 
     assert not begun.complete
     assert begun.blocks == whole.blocks
     assert (tmp_path / "score.json.part").exists()
-    n_left = 0  # on_window counts below it
+    stop = Stop(0)  # which counts on below it
     again = scored(model, text, output=output, on_window=stop)
-    assert n_left == -(3 * N_WINDOWS - n_windows)  # the rest of the second step, and the two behind it
+    assert stop.n_left == -(3 * N_WINDOWS - n_windows)  # the rest of the second step, and the two behind it
     assert again == read_score(output)
     assert (again.path, again.blocks, again.angular) == (whole.path, whole.blocks, whole.angular)
     assert [p.name for p in tmp_path.iterdir()] == ["score.json"]
@@ -251,14 +256,7 @@ def test_a_longer_path_goes_on(whole: Score, model: Path, text: Path, tmp_path: 
 
 def test_a_longer_path_after_a_stop(whole: Score, model: Path, text: Path, tmp_path: Path) -> None:
     """Stopped in the last step of a shorter path, which has no candidates."""
-    n_left = N_WINDOWS + 2
-
-    def stop() -> None:
-        nonlocal n_left
-        n_left -= 1
-        if n_left == 0:
-            raise KeyboardInterrupt
-
+    stop = Stop(N_WINDOWS + 2)
     output = tmp_path / "score.json"
     with pytest.raises(KeyboardInterrupt):
         scored(model, text, output=output, n_path=1, on_window=stop)

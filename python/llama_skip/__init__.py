@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from llama_skip.planning import plan_blocks, plan_memory, plan_speed
     from llama_skip.report import write_report
     from llama_skip.sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
-    from llama_skip.score import score_model
     from llama_skip.scorefile import BlockScore, Score, Step, TextInfo, read_score, write_score
+    from llama_skip.scoring import score_model
     from llama_skip.state import LlamaState
 
     __version__: str
@@ -65,7 +65,7 @@ _HOMES = {
     "read_evaluation": "evalfile",
     "read_plan": "planfile",
     "read_score": "scorefile",
-    "score_model": "score",
+    "score_model": "scoring",
     "write_plan": "planfile",
     "write_report": "report",
     "write_score": "scorefile",

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from llama_skip import alternatives, measure, score
+from llama_skip import alternatives, measure, scoring
 from llama_skip.command import Parser, UsageError, message, run
 from llama_skip.files import check_writable
 from llama_skip.identity import check_same, identify
@@ -132,7 +132,7 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
     """Score the model, at least as far as the target needs."""
     output = f"{Path(args.source).stem}.score.json"
     n_layer = identify(args.source).n_layer
-    n_path = share_of_blocks(score.FRACTION, n_layer)
+    n_path = share_of_blocks(scoring.FRACTION, n_layer)
     if args.fraction is not None:
         n_path = max(n_path, share_of_blocks(args.fraction, n_layer))
     n_path = max(n_path, args.blocks or 0)
@@ -141,7 +141,7 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
         options["n_gpu_layers"] = 0  # the full model may not fit on the device
     _say(f"no --score: scoring {args.source} first, into {output}")
     try:
-        return score.score_model(
+        return scoring.score_model(
             args.source,
             text=args.file,
             output=output,
@@ -150,7 +150,7 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
             show_progress=True,
             **options,
         )
-    except score.OtherSettingsError as err:
+    except scoring.OtherSettingsError as err:
         raise ValueError(f"{err.reason}; remove it, or plan with it as it is: --score {output}") from None
 
 
