@@ -190,7 +190,8 @@ def test_a_plan_for_memory_is_the_shortest_that_fits(
             assert used(*(block for block in out if block != ORDER[k - 1])) > size + 0.001
     with pytest.raises(ValueError, match=r"MiB without the 4 blocks of the greedy path") as error:
         plan_memory(six, score, sizes[-1] - 0.01, **options)
-    assert f"the full model takes {sizes[0]:.1f} MiB on RPC0" in str(error.value)
+    # servers of other tests in this process have the numbers before it
+    assert f"the full model takes {sizes[0]:.1f} MiB on RPC" in str(error.value)
     assert f"and {sizes[-1]:.1f} MiB without" in str(error.value)
 
 
