@@ -5,7 +5,7 @@
 Each way chooses 10, 20 and 30 % of the blocks on the calibration text; then the same runtime, with run-time
 masks, measures what is left on that text and on another one.
 
-    greedy      the beginning of the path of `llama-skip score`, by KL divergence
+    greedy      the beginning of the path of `llama-skip score`, by KL divergence plus surprisal
     SLEB        exhaustive greedy search by perplexity
     one-shot    the blocks without which alone perplexity is lowest
     influence   the blocks of least influence (ShortGPT)

@@ -64,7 +64,7 @@ def test_what_a_copy_says(small: Path, about: Any, score: Any, tmp_path: Path) -
     ids = {"version": 1, "model_id": about.model_id, "file_id": about.file_id}
     expected = {
         **{f"skip.{of}.{k}": v for of in ("score", "plan.fast", "plan.with_scale") for k, v in ids.items()},
-        "skip.score.metric": "kld",
+        "skip.score.metric": "kld+surprisal",
         "skip.score.dataset": "wiki.txt",
         "skip.score.n_tokens": 128,
         "skip.score.n_ctx": 32,

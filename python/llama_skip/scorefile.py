@@ -112,7 +112,7 @@ class Score:
     angular: list[list[float | None]] = field(default_factory=list)
     path: list[Step] = field(default_factory=list)
 
-    metric = "kld"
+    metric = "kld+surprisal"
 
 
 def write_score(path: StrPath, score: Score) -> None:

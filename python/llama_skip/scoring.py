@@ -58,8 +58,9 @@ def score_model(
 ) -> Score:
     """Measure what each block costs, and the greedy order in which blocks go.
 
-    At each step of the greedy path the block goes without which the KL divergence from the full model is
-    smallest; of blocks that it cannot tell apart on this text, the one without which perplexity is lowest.
+    At each step of the greedy path the block goes without which KL divergence from the full model plus
+    surprisal of the text is smallest; of blocks that this cannot tell apart on so many tokens, the one
+    without which perplexity is lowest.
     Perplexity and divergence count the second half of each window, as llama-perplexity does. A path that is
     made longer later is measured anew from there, with less known about what blocks cost.
 
@@ -108,7 +109,13 @@ def score_model(
             "n_ctx": n_ctx,
             "n_path": n_path,
             "shortcuts": shortcuts,
-            "rules": {"z": search.Z, "slack": search.SLACK, "far": search.FAR, "ties": "perplexity"},
+            "rules": {
+                "loss": search.LOSS,
+                "z": search.Z,
+                "slack": search.SLACK,
+                "far": search.FAR,
+                "ties": "perplexity",
+            },
         }
         fresh = Score(model, info, json.loads(json.dumps(settings)), False, 0.0, 0.0)
         score = _begun(fresh, output) if output is not None else fresh

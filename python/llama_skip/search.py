@@ -1,7 +1,11 @@
-"""The greedy order in which blocks go: each time the one without which the model diverges least.
+"""The greedy order in which blocks go: each time the one without which the loss is least.
+
+The loss of a token is its KL divergence from the full model plus its surprisal: what cross-entropy against
+the full model and the text in equal parts adds up to, short of a constant. Divergence alone does not see that
+some blocks make this text less likely.
 
 The candidates of a step race: all are measured on the same windows, and those that are clearly worse than the
-best one retire. Who need not start follows from what a block cost when it was last measured.
+best one retire. Who need not start follows from the divergence that a block cost when it was last measured.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from llama_skip.stream import Logits, Runner
 Z = 2.0  # standard errors by which a candidate that retires diverges more than the best one
 SLACK = 2.0  # a block may have become cheaper by this factor since it was last measured
 FAR = 2.0  # a block that alone costs so many times what the path's dearest does is not measured closer
+LOSS = "kld+surprisal"
 
 
 @dataclass
@@ -41,24 +46,24 @@ class Sweep:
     refused: dict[int, str] = field(default_factory=dict)
     prior: dict[int, float] = field(default_factory=dict)
 
-    def kld(self, block: int) -> npt.NDArray[np.float64]:
-        """Return the KL divergence without `block` too, nats, of each token it was measured on."""
-        return np.concatenate([piece.kld for piece in self.samples[block]])
+    def loss(self, block: int) -> npt.NDArray[np.float64]:
+        """Return the loss without `block` too, nats, of each token it was measured on."""
+        return np.concatenate([_loss(piece) for piece in self.samples[block]])
 
     def costs(self) -> dict[int, float]:
-        """Return by how much the mean divergence grows without each block, where it was measured."""
+        """Return by how much the mean KL divergence grows without each block, where it was measured."""
         base = [piece.kld.mean() for piece in self.base]
         return {
-            block: float(self.kld(block).mean() - np.mean(base[: len(pieces)]))
+            block: float(np.mean([piece.kld.mean() for piece in pieces]) - np.mean(base[: len(pieces)]))
             for block, pieces in self.samples.items()
         }
 
     def first(self) -> list[int]:
-        """Return the candidates that do not diverge more than the best one by more than chance."""
-        best = min((self.kld(block) for block in self.alive), key=lambda kld: float(kld.mean()))
+        """Return the candidates that do not lose more than the best one by more than chance."""
+        best = min((self.loss(block) for block in self.alive), key=lambda loss: float(loss.mean()))
 
         def may_win(block: int) -> bool:
-            worse = self.kld(block) - best
+            worse = self.loss(block) - best
             return bool(worse.mean() <= Z * worse.std() / np.sqrt(worse.size))
 
         return [block for block in self.alive if may_win(block)]
@@ -138,6 +143,10 @@ def _measure(
 
 def _retire_far(state: Sweep, n_path: int) -> None:
     """Retire blocks that alone cost much more than any on the path will."""
-    costs = {block: state.kld(block).mean() for block in state.alive}
-    limit = FAR * sorted(costs.values())[min(n_path, len(costs)) - 1]
+    costs = state.costs()
+    limit = FAR * sorted(costs[block] for block in state.alive)[min(n_path, len(state.alive)) - 1]
     state.alive = [block for block in state.alive if costs[block] <= limit]
+
+
+def _loss(piece: Scored) -> npt.NDArray[np.float64]:
+    return piece.kld + piece.surprisal
