@@ -1,9 +1,10 @@
 """What the greedy path takes with the shortcuts of `llama-skip score` and without, in one run.
 
-    python benchmarks/cost.py MODEL [-f TEXT] [--tokens N] [--fraction F] [--threads N]
+    python benchmarks/cost.py MODEL [-f TEXT] [--tokens N] [--fraction F] [--threads N] [--windows W]
 
-Both measure the same text; without shortcuts each candidate of each step is measured on all tokens, and
-the full model once a step.
+Without shortcuts each candidate of each step is measured on all tokens, and the full model once a step: the
+same work for each window of the text, hours in all. With --windows it is done on the first W, and its time is
+scaled to all.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from llama_skip.scorefile import share_of_blocks
 from llama_skip.scoring import score_model
 
 
-def timed(label: str, args: argparse.Namespace, n_path: int, shortcuts: bool) -> dict[str, Any]:
+def timed(args: argparse.Namespace, n_path: int, *, n_tokens: int, shortcuts: bool) -> dict[str, Any]:
     """Return the score's path, and the seconds of wall and processor time that it took."""
+    label = "with shortcuts" if shortcuts else "without"
     wall, cpu = time.perf_counter(), time.process_time()
     score = score_model(
         args.model,
         text=args.file,
-        n_tokens=args.tokens,
+        output=args.output if shortcuts else None,
+        n_tokens=n_tokens,
         n_ctx=args.ctx_size,
         n_path=n_path,
         shortcuts=shortcuts,
@@ -52,18 +55,27 @@ def main() -> int:
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
     parser.add_argument("--fraction", type=float, default=0.3)
     parser.add_argument("-t", "--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--windows", type=int, help="windows of the way without shortcuts; default: all")
+    parser.add_argument("-o", "--output", help="keep the score of the way with shortcuts")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.file is None:
         parser.error("name a text with -f, or in LLAMA_SKIP_TEXT")
+    if args.output is not None and Path(args.output).exists():
+        parser.error(f"{args.output} exists, so there would be nothing to measure")
+    n_windows = args.tokens // args.ctx_size
+    some = min(args.windows or n_windows, n_windows)
     n_path = share_of_blocks(args.fraction, identify(args.model).n_layer)
-    fast = timed("with shortcuts", args, n_path, True)
-    slow = timed("without", args, n_path, False)
+    fast = timed(args, n_path, n_tokens=args.tokens, shortcuts=True)
+    slow = timed(args, n_path, n_tokens=some * args.ctx_size, shortcuts=False)
+    slow.update({key: slow[key] * n_windows / some for key in ("wall", "cpu")})
     ratios = {key: fast[key] / slow[key] for key in ("wall", "cpu")}
     if args.json:
         print(json.dumps({"model": Path(args.model).name, "with": fast, "without": slow, "ratio": ratios}))
         return 0
     print(f"{Path(args.model).name}, {args.tokens} tokens, {n_path} blocks, {args.threads} threads")
+    if some < n_windows:
+        print(f"without shortcuts: {some} of {n_windows} windows, time scaled to all")
     print(
         f"time with shortcuts / without: {ratios['wall']:.3f} (processor time {ratios['cpu']:.3f}); goal 0.2"
     )
