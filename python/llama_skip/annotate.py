@@ -191,6 +191,11 @@ def score_entries(score: Score) -> list[Entry]:
 
 def plan_entries(name: str, plan: Plan) -> list[Entry]:
     """Return the metadata of a plan; what is not known is left out."""
+    if plan.bypass:
+        raise ValueError(
+            f"plan {name!r} has a bypass with tensors, which metadata cannot hold: use its file, "
+            "--skip-layers @FILE"
+        )
     prefix = f"skip.plan.{name}"
     texts = {
         "layers": plan.skip_layers or "none",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gguf import GGUFValueType as Kind
 
-from llama_skip import identity
+from llama_skip import bypass, identity
 from llama_skip.baking import baked_entries, baked_tensors
 from llama_skip.command import Parser, UsageError, run
 from llama_skip.files import StrPath, check_writable, is_one_of, replacing
@@ -79,6 +79,11 @@ def bake_model(
         if skip_scale is not None:
             raise ValueError("skip_scale is for skip_layers, a plan has its own")
         note = identity.check_same(chosen.model, about, "the plan")
+        if chosen.bypass:
+            raise ValueError(
+                f"a plan with a bypass ({bypass.described(chosen.bypass)}) cannot be baked: no tensor of an "
+                "unpatched llama.cpp holds it"
+            )
         layers, scale = chosen.skip_layers, chosen.skip_scale
     else:
         layers, scale = layers_text(skip_layers, "skip_layers"), scale_text(skip_scale, "skip_scale")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llama_skip import _core, divergence, measure, quality, skipset
+from llama_skip import _core, bypass, divergence, measure, quality, skipset
 from llama_skip.command import Parser, UsageError, run
 from llama_skip.evalfile import FORMAT, EvalRow, Evaluation, table, to_json
 from llama_skip.evalresults import Results
@@ -145,7 +146,22 @@ def of_plan(full: Candidate, path: StrPath, *, log: Log, **options: Any) -> Cand
     plan = read_plan(path)
     if line := check_same(plan.model, full.model, str(path)):
         log(line)
-    return of_set(full, plan.skip_layers or "none", plan.skip_scale or None, name=Path(path).stem, **options)
+    name = Path(path).stem
+    if not plan.bypass:
+        return of_set(full, plan.skip_layers or "none", plan.skip_scale or None, name=name, **options)
+    place = str(Path(path).absolute())
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    with Llama(full.path, skip_layers=f"@{place}", dry_run=True, **options):
+        pass  # raises where it cannot be used
+    return replace(
+        full,
+        name=name,
+        skip_layers=plan.skip_layers,
+        skip_scale=plan.skip_scale,
+        plan=place,
+        plan_hash=digest,
+        bypass=bypass.described(plan.bypass),
+    )
 
 
 def _measure(
@@ -206,6 +222,8 @@ def _row(
         prompt_speed=speeds[0],
         generation_speed=speeds[1],
         memory=memory,
+        bypass=candidate.bypass,
+        plan_hash=candidate.plan_hash,
     )
 
 

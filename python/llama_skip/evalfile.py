@@ -25,6 +25,8 @@ class EvalRow:
         file, file_id, file_type: which file.
         n_layer: blocks in it.
         skip_layers, skip_scale: what is left out, and the factors of the gaps, as for the flags; "" for none.
+        bypass, plan_hash: what stands in the gaps as tensors, in words, and the hash of its plan file; ""
+            for none.
         perplexity, perplexity_error: of the text, and its standard error.
         kld, kld_error, kld_median, kld_99: KL divergence from the full model in nats per token: mean, its
             standard error, and what half and 99 % of the tokens stay under.
@@ -52,11 +54,13 @@ class EvalRow:
     prompt_speed: float | None = None
     generation_speed: float | None = None
     memory: dict[str, DeviceMemory] = field(default_factory=dict)
+    bypass: str = ""
+    plan_hash: str = ""
 
     @property
     def key(self) -> str:
         """Equal to quality.Candidate.key of what it is about."""
-        return "|".join([self.file, self.file_id, self.skip_layers, self.skip_scale, ""])
+        return "|".join([self.file, self.file_id, self.skip_layers, self.skip_scale, self.plan_hash])
 
     def mib(self, device: str) -> float:
         """Return what is allocated on a device."""

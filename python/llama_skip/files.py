@@ -76,9 +76,18 @@ def write_json(path: StrPath, kind: str, content: Mapping[str, Any]) -> None:
         OSError: the file cannot be written; what it held before stays.
         ValueError: a NaN or an infinity, which JSON does not have.
     """
-    text = json.dumps({"format": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
+    text = json_text(kind, content)
     with replacing(path) as file:
         file.write(text.encode() + b"\n")
+
+
+def json_text(kind: str, content: Mapping[str, Any]) -> str:
+    """Return `content` as JSON of the format `kind`.
+
+    Raises:
+        ValueError: a NaN or an infinity, which JSON does not have.
+    """
+    return json.dumps({"format": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
 
 
 def read_json(path: StrPath, *kinds: str) -> dict[str, Any]:
@@ -92,8 +101,13 @@ def read_json(path: StrPath, *kinds: str) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is not JSON, of another format, or of a newer version.
     """
+    return parse_json(Path(path).read_bytes(), path, *kinds)
+
+
+def parse_json(text: str | bytes, path: StrPath, *kinds: str) -> dict[str, Any]:
+    """Return what json_text() made, as read_json() does; `path` is for messages."""
     try:
-        content: Any = json.loads(Path(path).read_bytes())
+        content: Any = json.loads(text)
     except ValueError as err:
         raise ValueError(f"{path}: not a JSON file: {err}") from None
     found = content.get("format") if isinstance(content, dict) else None

@@ -26,6 +26,8 @@ class Candidate:
         path: the GGUF file.
         model: its identity.
         skip_layers, skip_scale: what is left out of it, as for the flags; "" for none.
+        plan, plan_hash, bypass: a plan file with a bypass, which says that too, its hash, and the bypass in
+            words; "" for none.
         options: arguments of `Llama` that only this one has.
     """
 
@@ -34,22 +36,28 @@ class Candidate:
     model: Identity
     skip_layers: str = ""
     skip_scale: str = ""
+    plan: str = ""
+    plan_hash: str = ""
+    bypass: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Equal for candidates that are the same model."""
         options = ",".join(f"{name}={value}" for name, value in sorted(self.options.items()))
-        return "|".join([self.model.name, self.model.file_id, self.skip_layers, self.skip_scale, options])
+        name = f"{self.model.name}|{self.model.file_id}"
+        return f"{name}|{self.skip_layers}|{self.skip_scale}|{self.plan_hash}{options}"
+
+    @property
+    def arguments(self) -> dict[str, str | None]:
+        """What is left out of it, as arguments of `Llama` and, in this order, of set_mask()."""
+        if self.plan:
+            return {"skip_layers": f"@{self.plan}", "skip_scale": None}
+        return {"skip_layers": self.skip_layers or None, "skip_scale": self.skip_scale or None}
 
     def load(self, **options: Any) -> Llama:
         """Load it with its blocks left out."""
-        return Llama(
-            self.path,
-            skip_layers=self.skip_layers or None,
-            skip_scale=self.skip_scale or None,
-            **{**options, **self.options},
-        )
+        return Llama(self.path, **{**self.arguments, **options, **self.options})
 
 
 def text_windows(llm: Llama, tokens: Sequence[int], n_ctx: int) -> list[list[int]]:
@@ -108,7 +116,7 @@ def score_candidates(
                     piece = own
                 else:
                     llm = llama_of(candidate)
-                    llm.set_mask(candidate.skip_layers or None, candidate.skip_scale or None)
+                    llm.set_mask(*candidate.arguments.values())
                     piece, _ = score_window(llm, window, logits)
                 done[candidate.key].append(piece)
                 on_window()

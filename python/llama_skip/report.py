@@ -15,7 +15,7 @@ from llama_skip.evalfile import EvalRow, Evaluation, read_evaluation
 from llama_skip.files import StrPath, check_writable, read_json, replacing
 from llama_skip.identity import check_same
 from llama_skip.loaded import MIB
-from llama_skip.planfile import Plan, read_plan
+from llama_skip.planfile import Plan, is_gguf, read_plan
 from llama_skip.scorefile import Score, read_score
 
 Other = Plan | Evaluation | StrPath
@@ -81,11 +81,15 @@ def points_of(score: Score, others: Iterable[Other]) -> tuple[list[Point], list[
             found = other
         else:
             name = Path(other).name
-            found = READERS[read_json(other, *READERS)["format"]](other)
+            found = _read(other)
         note = check_same(found.model, score.model, name or type(found).__name__.lower())
         notes += [note] if note else []
         points += [_of_plan(found, name, score)] if isinstance(found, Plan) else _of_evaluation(found)
     return points, notes
+
+
+def _read(path: StrPath) -> Plan | Evaluation:
+    return read_plan(path) if is_gguf(path) else READERS[read_json(path, *READERS)["format"]](path)
 
 
 def _of_plan(plan: Plan, name: str, score: Score) -> Point:
@@ -94,6 +98,7 @@ def _of_plan(plan: Plan, name: str, score: Score) -> Point:
     is_same = plan.model.file_id == score.model.file_id
     left_out = sum(sizes[il] for il in _blocks(plan.skip_layers)) if is_same else found.get("bytes")
     whole = score.model.weights_bytes if is_same else plan.model.weights_bytes
+    whole += sum(part.n_bytes for part in plan.bypass)
     text = found.get("text") or {}
     return Point(
         name=Path(name).stem or plan.skip_layers or "none",

@@ -65,13 +65,19 @@ def scale_text(scale: Scale | None, name: str) -> str:
 
 def ranges_text(blocks: Iterable[int]) -> str:
     """Return blocks in the shortest form of `--skip-layers`, as "13-14,25"; "" for no block."""
-    runs: list[list[int]] = []
+    ends = ((gap.start, gap.stop - 1) for gap in gaps(blocks))
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
+
+
+def gaps(blocks: Iterable[int]) -> list[range]:
+    """Return the runs of consecutive blocks, in order."""
+    runs: list[range] = []
     for il in sorted(set(blocks)):
-        if runs and il == runs[-1][1] + 1:
-            runs[-1][1] = il
+        if runs and il == runs[-1].stop:
+            runs[-1] = range(runs[-1].start, il + 1)
         else:
-            runs.append([il, il])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+            runs.append(range(il, il + 1))
+    return runs
 
 
 def parse_scale(text: str) -> dict[int, float]:
