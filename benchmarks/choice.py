@@ -144,8 +144,8 @@ def table(model: Path, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def judge(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Score a model, search it exhaustively where that was not done, and return the rows of its table."""
+def chosen(model: Path, args: argparse.Namespace) -> tuple[Score, dict[str, Any]]:
+    """Return our score and what sleb.py finds, made where that was not done."""
     output = args.folder / f"{model.stem}.score.json"
     n_blocks = share_of_blocks(SHARES[-1], identify(model).n_layer)
     score = score_model(
@@ -174,6 +174,12 @@ def judge(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     found = json.loads(reference.read_text())
     if found["text"]["tokens_sha256"] != score.text.sha256:
         raise SystemExit(f"error: {output} and {reference} were not made with the same tokens")
+    return score, found
+
+
+def judge(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of a model's table."""
+    score, found = chosen(model, args)
     texts = {"calibration": args.file.read_bytes(), "judging": judging_text(args)}
     with Llama(model, vocab_only=True, verbose=False) as llm:
         tokens = {name: llm.tokenize(text)[: args.tokens] for name, text in texts.items()}

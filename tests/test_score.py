@@ -184,6 +184,9 @@ class Model:
         self.window += 1
         return Trace([], np.empty((0, 0, 0), np.float32), self.reference(0, window))
 
+    def prepare(self, windows: Any, out: Any, candidates: Any) -> None:
+        pass
+
     def reference(self, index: int, window: Any) -> Any:
         return np.zeros((len(window) // 2 - 1, 4), np.float32)
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llama_skip.annotate import Annotated, annotate_model
     from llama_skip.bake import Baked, bake_model
+    from llama_skip.bypass import Bypass
     from llama_skip.errors import ModelLoadError
     from llama_skip.eval import evaluate
     from llama_skip.evalfile import EvalRow, Evaluation, read_evaluation
     from llama_skip.grammar import LlamaGrammar
+    from llama_skip.healing import heal_plan
     from llama_skip.identity import Identity, identify
     from llama_skip.importers import import_plan
     from llama_skip.llama import Llama
@@ -36,6 +38,7 @@ _HOMES = {
     "Annotated": "annotate",
     "Baked": "bake",
     "BlockScore": "scorefile",
+    "Bypass": "bypass",
     "DeviceMemory": "loaded",
     "EvalRow": "evalfile",
     "Evaluation": "evalfile",
@@ -57,6 +60,7 @@ _HOMES = {
     "bake_model": "bake",
     "evaluate": "eval",
     "fit_gpu_layers": "memory",
+    "heal_plan": "healing",
     "identify": "identity",
     "import_plan": "importers",
     "plan_blocks": "planning",
@@ -74,6 +78,7 @@ __all__ = [
     "Annotated",
     "Baked",
     "BlockScore",
+    "Bypass",
     "DeviceMemory",
     "EvalRow",
     "Evaluation",
@@ -96,6 +101,7 @@ __all__ = [
     "bake_model",
     "evaluate",
     "fit_gpu_layers",
+    "heal_plan",
     "identify",
     "import_plan",
     "plan_blocks",

@@ -9,10 +9,15 @@ from pathlib import Path
 import llama_skip
 
 
+def tool_path(name: str) -> Path | None:
+    """Return where a tool is, None where this installation was built without it."""
+    file = name + ".exe" if os.name == "nt" else name
+    return next((p for folder in llama_skip.__path__ if (p := Path(folder, "bin", file)).is_file()), None)
+
+
 def run(name: str) -> int:
     """Replace this process by the tool `name`; return its exit code where a system cannot (Windows)."""
-    file = name + ".exe" if os.name == "nt" else name
-    tool = next((p for folder in llama_skip.__path__ if (p := Path(folder, "bin", file)).is_file()), None)
+    tool = tool_path(name)
     if tool is None:
         print(f"error: this installation of llama-skip was built without {name}", file=sys.stderr)
         return 1

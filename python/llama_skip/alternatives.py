@@ -91,7 +91,7 @@ def ways(
         options: arguments of `Llama` that the plan was made with.
     """
     path, model = str(model_path), plan.model
-    yield Candidate("leave blocks out", path, model, plan.skip_layers, options=options)
+    yield Candidate("leave blocks out", path, model, plan.skip_layers, plan.skip_scale, options=options)
     on_host = most_on_devices(path, mib, **options)
     if on_host is not None:
         yield Candidate("fewer blocks on the device", path, model, options=on_host)
@@ -222,7 +222,7 @@ def compare(
 
 
 def _memory(candidate: Candidate) -> dict[str, DeviceMemory]:
-    options = {**candidate.options, "skip_layers": candidate.skip_layers or None}
+    options = {**candidate.options, **candidate.arguments}
     return planning.dry_memory(candidate.path, **options)
 
 

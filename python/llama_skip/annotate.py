@@ -164,6 +164,8 @@ def score_entries(score: Score) -> list[Entry]:
         raise ValueError(
             "the score is not complete: run `llama-skip score` again, it goes on where it stopped"
         )
+    if "heal" in score.settings:
+        raise ValueError("the score's path scales its gaps, which auto: cannot: name a plan of it")
     blocks = sorted(score.blocks, key=lambda b: b.block)
     if [b.block for b in blocks] != list(range(score.model.n_layer)):
         raise ValueError(f"the score has {len(blocks)} blocks, its model has {score.model.n_layer}")

@@ -82,7 +82,7 @@ def normed(x: npt.NDArray[Any], eps: float) -> npt.NDArray[Any]:
 
 def affine(gap: range, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Bypass:
     """Return the bypass y = a * x + b per channel."""
-    tensors = {"a": _float32(a), "b": _float32(b)}
+    tensors = {"a": float32_tensor(a), "b": float32_tensor(b)}
     return Bypass(gap.start, len(gap), "affine", tensors=tensors)
 
 
@@ -90,7 +90,7 @@ def linear(
     gap: range, u: npt.NDArray[Any], v: npt.NDArray[Any], b: npt.NDArray[Any], norm_eps: float | None
 ) -> Bypass:
     """Return the bypass y = x + u (v z) + b; the maps as Q8_0 where their rows allow it, else as F16."""
-    tensors = {"b": _float32(b), "u": _small(u), "v": _small(v)}
+    tensors = {"b": float32_tensor(b), "u": _small(u), "v": _small(v)}
     return Bypass(gap.start, len(gap), "linear", u.shape[1], norm_eps, tensors)
 
 
@@ -101,7 +101,8 @@ def described(bypasses: Iterable[Bypass]) -> str:
     )
 
 
-def _float32(values: npt.NDArray[Any]) -> Tensor:
+def float32_tensor(values: npt.NDArray[Any]) -> Tensor:
+    """Return numbers as a tensor that keeps them."""
     return Tensor(np.ascontiguousarray(values, dtype=np.float32), Type.F32)
 
 

@@ -36,13 +36,11 @@ class Checkpoint:
                 pieces = {
                     block: _pieces(file, f"b{block}", n) for block, n in zip(blocks, counts, strict=True)
                 }
-                return Sweep(
-                    found,
-                    file["alive"].tolist(),
-                    _pieces(file, "base", int(file["n_base"])),
-                    pieces,
-                    *({int(b): value for b, value in json.loads(str(file[name])).items()} for name in DICTS),
+                refused, prior = (
+                    {int(b): value for b, value in json.loads(str(file[name])).items()} for name in DICTS
                 )
+                base = _pieces(file, "base", int(file["n_base"]))
+                return Sweep(found, file["alive"].tolist(), base, pieces, refused, prior, str(file["scale"]))
         except (OSError, KeyError, ValueError, zipfile.BadZipFile):
             return None
 
@@ -59,6 +57,7 @@ class Checkpoint:
             "out": np.array(state.out, dtype=np.int64),
             "alive": np.array(state.alive, dtype=np.int64),
             "n_base": len(state.base),
+            "scale": state.scale,
             "blocks": np.array(list(state.samples), dtype=np.int64),
             "counts": np.array([len(pieces) for pieces in state.samples.values()], dtype=np.int64),
             **{name: json.dumps(getattr(state, name)) for name in DICTS},

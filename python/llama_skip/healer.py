@@ -104,7 +104,9 @@ class Healer:
         Raises:
             ValueError: NaN in the logits of the full model, or without the blocks.
         """
-        sums = self._sums(done, gap)
+        sums = Sums(self.llm.n_embd())
+        for x, t in self.streams(done, gap):
+            sums.add(x, t)
         fits = sums.linear()
         tried = self._tried(done, self._first(gap, sums, fits))
         best = min(tried, key=lambda trial: trial.kld)
@@ -115,20 +117,26 @@ class Healer:
             raise ValueError(tried[0].refused)
         return with_bypass(done, tried[0]), tried
 
-    def _sums(self, done: Plan, gap: range) -> Sums:
-        """Return the sums of the stream that enters the gap and of the full model's where it ends."""
+    def streams(self, done: Plan, gap: range) -> Iterator[tuple[Stream, Stream]]:
+        """Yield for each window the stream that enters the gap, and the full model's where it ends.
+
+        Args:
+            done: the whole set, with the bypasses of the gaps before.
+            gap: of the set.
+
+        Yields:
+            Rows of float32 [n_tokens, n_embd] twice.
+        """
         behind = range(gap.stop + 1, self.llm.n_layer())  # what comes after is of no use here
         blocks = [il for il in self.blocks if il < gap.stop]
-        sums = Sums(self.llm.n_embd())
         for i in range(0, len(self.fitted_on), CHUNK):
             windows = self.fitted_on[i : i + CHUNK]
             self._leave_out(replace(done, skip_scale="", bypass=[]), [], behind)
             targets = [self._stream(window, gap.stop) for window in windows]
             self._leave_out(done, blocks, behind)
             for window, target in zip(windows, targets, strict=True):
-                sums.add(self._stream(window, gap.stop), target)
+                yield self._stream(window, gap.stop), target
                 self.bar.step()
-        return sums
 
     def _leave_out(self, plan: Plan, blocks: list[int], behind: range) -> None:
         """Mask `blocks` with the bypasses of `plan`, and where the architecture allows that `behind` too."""

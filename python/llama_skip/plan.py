@@ -67,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         help="with --vram: slots of llama-server, which takes less memory than others (default: any tool)",
     )
     add("--score", metavar="FILE", help="score of MODEL (default: it is scored first)")
+    add(
+        "--heal",
+        action="store_true",
+        help="scale each gap while choosing, so that blocks go that heal well (then `llama-skip heal`)",
+    )
     add("--also", metavar="FILE", action="append", default=[], help="with --vram: another quantization")
     add("--no-alternatives", action="store_true", help="with --vram: do not measure what else fits")
     add("-f", "--file", metavar="TEXT", help="text to measure on (default: the model's own writing)")
@@ -118,19 +123,25 @@ def _score(args: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Scor
             raise UsageError(f"{args.source} is not a GGUF file, and --score needs one")
         if args.vram is not None or args.speedup is not None:
             raise UsageError("--vram and --speedup need MODEL, with --score FILE")
-        return "", read_score(args.source)
+        return "", _healing(read_score(args.source), args)
     alternatives.check_files(args.source, args.also)
     if args.score:
-        found = read_score(args.score)
+        found = _healing(read_score(args.score), args)
         if line := check_same(found.model, identify(args.source), args.score):
             _say(line)
         return args.source, found
     return args.source, _fresh_score(args, options)
 
 
+def _healing(found: Score, args: argparse.Namespace) -> Score:
+    if args.heal and "heal" not in found.settings:
+        raise UsageError("--heal needs a score that was made with --heal too")
+    return found
+
+
 def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
     """Score the model, at least as far as the target needs."""
-    output = f"{Path(args.source).stem}.score.json"
+    output = f"{Path(args.source).stem}{'.heal' if args.heal else ''}.score.json"
     n_layer = identify(args.source).n_layer
     n_path = share_of_blocks(scoring.FRACTION, n_layer)
     if args.fraction is not None:
@@ -147,6 +158,7 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
             output=output,
             n_ctx=N_CTX,
             n_path=n_path,
+            heal=args.heal,
             show_progress=True,
             **options,
         )

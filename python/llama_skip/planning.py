@@ -94,9 +94,10 @@ def prefix(score: Score, n_blocks: int, target: Mapping[str, Any], **parts: Any)
         "text": asdict(score.text),
     }
     if n_blocks:
-        found |= {key: value for key, value in asdict(score.path[n_blocks - 1]).items() if key != "block"}
+        found |= asdict(score.path[n_blocks - 1])
+        del found["block"]
     blocks = [step.block for step in score.path[:n_blocks]]
-    return Plan(score.model, skipset.ranges_text(blocks), found=found, **parts)
+    return Plan(score.model, skipset.ranges_text(blocks), found.pop("skip_scale", ""), found=found, **parts)
 
 
 def _longest(within: list[bool]) -> int:

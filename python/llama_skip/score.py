@@ -42,6 +42,11 @@ def _parser() -> Parser:
         action="store_true",
         help="measure each candidate on all tokens from the first block on",
     )
+    add(
+        "--heal",
+        action="store_true",
+        help="scale each gap while choosing, so that blocks go that heal well (then `llama-skip heal`)",
+    )
     add("--json", action="store_true", help="print the score file")
     add_model_options(parser)
     return parser
@@ -72,6 +77,7 @@ def _score(args: argparse.Namespace) -> int:
             n_ctx=n_ctx,
             n_path=n_path,
             shortcuts=not args.no_shortcuts,
+            heal=args.heal,
             show_progress=True,
             **options,
         )

@@ -74,6 +74,7 @@ class Step:
         top1: the share of tokens with the full model's most probable token.
         n_scored: the tokens that these rest on.
         bytes: of the weights that are left out so far.
+        skip_scale: what the gaps are scaled by, as for `--skip-scale`; "" for nothing.
     """
 
     block: int
@@ -84,6 +85,7 @@ class Step:
     top1: float
     n_scored: int
     bytes: int
+    skip_scale: str = ""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from llama_skip.loaded import MIB
 from llama_skip.options import DEFAULTS, NO_RESULT
 from llama_skip.progress import Progress, progress
 from llama_skip.quality import text_windows
+from llama_skip.rescale import ScalingRunner
 from llama_skip.scorefile import BlockScore, Score, Step, read_score, share_of_blocks, write_score
 from llama_skip.stream import Runner
 from llama_skip.texts import read_text
@@ -52,6 +53,7 @@ def score_model(
     n_ctx: int = 512,
     n_path: int | None = None,
     shortcuts: bool = True,
+    heal: bool = False,
     show_progress: bool = False,
     on_window: Callable[[], object] = lambda: None,
     **options: Any,
@@ -73,6 +75,8 @@ def score_model(
         n_ctx: tokens in a window.
         n_path: blocks on the greedy path; None: 30 % of all.
         shortcuts: False: measure each candidate of each step on all tokens and from the first block on.
+        heal: scale each gap by the least-squares factor to the full model's stream, so that the blocks go
+            that heal well; `llama_skip.healing` then fits more.
         show_progress: show a bar on stderr.
         on_window: called after each window of each step.
         options: further arguments of `Llama`.
@@ -116,6 +120,7 @@ def score_model(
                 "far": search.FAR,
                 "ties": "perplexity",
             },
+            **({"heal": "scale"} if heal else {}),
         }
         fresh = Score(model, info, json.loads(json.dumps(settings)), False, 0.0, 0.0)
         score = _begun(fresh, output) if output is not None else fresh
@@ -161,7 +166,8 @@ def _measure(
     checkpoint = Checkpoint(output, _key(score))
     windows = text_windows(llm, tokens, score.text.n_ctx)
     race, n_path = score.settings["shortcuts"], score.settings["n_path"]
-    runner = Runner(llm, windows[0], shortcuts=race)
+    heals = "heal" in score.settings
+    runner = (ScalingRunner if heals else Runner)(llm, windows[0], shortcuts=race)
     if not score.blocks:
         score = _stream(score, runner, windows, model_path, bar)
     sizes = [block.weights_bytes for block in score.blocks]
@@ -169,12 +175,18 @@ def _measure(
     out = [step.block for step in score.path]
     begun = checkpoint.load(out, after=any(block.n_scored for block in score.blocks))
     if begun and not begun.alive and len(begun.out) < n_path:  # the last step of a shorter path
-        begun = search.Sweep(begun.out, _candidates(score, begun.out), prior=begun.prior)
+        begun = search.Sweep(begun.out, _candidates(score, begun.out), prior=begun.prior, scale=begun.scale)
+    runner.restore(score.path[-1].skip_scale if score.path else "", out)
     while True:
+        if begun:
+            runner.restore(begun.scale, begun.out)
         out = begun.out if begun else out
         k = len(out)
         state = begun or search.Sweep(
-            out, _candidates(score, out) if k < n_path else [], prior=prior if out else {}
+            out,
+            _candidates(score, out) if k < n_path else [],
+            prior=prior if out else {},
+            scale=runner.scale(out),
         )
         begun = None
         bar.say(f"{k} of {n_path} blocks chosen")
@@ -293,5 +305,6 @@ def _with_path(score: Score, state: search.Sweep, sizes: Sequence[int]) -> Score
         top1=kld.top1,
         n_scored=kld.n_tokens,
         bytes=sum(sizes[block] for block in state.out),
+        skip_scale=state.scale,
     )
     return replace(score, path=[*score.path[: len(state.out) - 1], step])

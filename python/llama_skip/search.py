@@ -37,6 +37,7 @@ class Sweep:
         samples: the same for each candidate; one that retired has fewer.
         refused: why a candidate cannot be left out.
         prior: what each block cost when it was measured last; {} at the first step.
+        scale: what the gaps of `out` are scaled by, as for `--skip-scale`.
     """
 
     out: list[int]
@@ -45,6 +46,7 @@ class Sweep:
     samples: dict[int, list[Scored]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     prior: dict[int, float] = field(default_factory=dict)
+    scale: str = ""
 
     def loss(self, block: int) -> npt.NDArray[np.float64]:
         """Return the loss without `block` too, nats, of each token it was measured on."""
@@ -96,6 +98,7 @@ def run(
         ValueError: NaN or infinity in the logits.
     """
     state.alive.sort(key=lambda block: state.prior.get(block, 0.0))
+    runner.prepare(windows, state.out, [*state.alive, *state.samples])
     for index in range(len(state.base), len(windows)):
         window = windows[index]
         alive = state.alive

@@ -59,7 +59,7 @@ class Runner:
         """Return the model without the blocks `out`; without shortcuts its logits alone."""
         if logits_only or not self.shortcuts:
             return Trace([], np.empty((0, 0, 0), np.float32), self.straight(window, out))
-        self.llm.set_mask(out)
+        self._set_mask(out)
         trace = self.llm.trace(window, first=len(window) // 2)
         return trace._replace(logits=trace.logits[:-1])
 
@@ -77,20 +77,42 @@ class Runner:
         """
         if not self.shortcuts or block == trace.blocks[-1]:
             return self.straight(window, [*out, block])
-        i = trace.blocks.index(block)
-        self.llm.set_mask([*out, block])  # raises where this set is refused, whatever lies before
+        self._set_mask([*out, block])  # raises where this set is refused, whatever lies before
         try:
-            return self._resume(trace.inputs[i], {*out, *range(block + 1)})
+            return self._resume(self._start(out, block, trace), {*out, *range(block + 1)})
         except ValueError:  # the blocks before cannot all go
             return self.straight(window, [*out, block])
 
     def straight(self, window: Sequence[int], out: Sequence[int]) -> Logits:
         """Return the logits without the blocks `out`, all of them computed."""
-        self.llm.set_mask(out)
+        self._set_mask(out)
         return window_logits(self.llm, window)
 
+    def prepare(
+        self, windows: Sequence[Sequence[int]], out: Sequence[int], candidates: Iterable[int]
+    ) -> None:
+        """Get ready for without() of these blocks and candidates."""
+
+    def scale(self, out: Iterable[int]) -> str:
+        """Return what the gaps are scaled by, as for `--skip-scale`."""
+        return ""
+
+    def restore(self, scale: str, out: Sequence[int]) -> None:
+        """Go on with gaps of `out` that are scaled by what scale() returned."""
+
+    def _set_mask(self, out: Iterable[int]) -> None:
+        self.llm.set_mask(list(out))
+
+    def _start(self, out: Sequence[int], block: int, trace: Trace) -> npt.NDArray[np.float32]:
+        """Return the stream that enters the block behind `block` when that is left out too."""
+        stream: npt.NDArray[np.float32] = trace.inputs[trace.blocks.index(block)]
+        return stream
+
     def _resume(self, stream: npt.NDArray[np.float32], out: Iterable[int]) -> Logits:
-        self.llm.set_mask(sorted(out))
+        self._set_mask(sorted(out))
+        return self._logits(stream)
+
+    def _logits(self, stream: npt.NDArray[np.float32]) -> Logits:
         return self.llm.resume(stream, first=len(stream) // 2)[:-1]
 
 

@@ -1,0 +1,253 @@
+"""What healing brings back: ways to choose blocks and ways to fill their gaps, beside smaller quantizations.
+
+    python benchmarks/quality.py MODEL... [-f TEXT] [--judge TEXT] [-d FOLDER] [--quant TYPE ...]
+
+Blocks are chosen on the first --tokens of TEXT, as in choice.py, gaps are fitted on its first --heal-tokens,
+and all is judged on another text and on the model's own writing. A gap is filled with
+
+    identity    nothing
+    scale       the mean ratio of the norms behind and before it (Prune&Comp)
+    full map    unweighted least squares from stream to stream, full rank, no penalty (as ReplaceMe fits)
+    healed      what `llama-skip heal` finds: rank at most a quarter of the width, chosen on text held out
+
+d is ln(perplexity / the full model's), its ratio to that of the greedy path of `llama-skip score` with the
+identity. Bounds for the healed greedy path: 0.7 on the judging text, 1 on the model's own writing. FOLDER
+keeps scores, plans, quantizations and evaluations, and what is there is not made again. The exit code is 1
+where a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import choice
+import numpy as np
+from llama_skip import Llama, bypass
+from llama_skip._tools import tool_path
+from llama_skip.bypass import Bypass
+from llama_skip.eval import evaluate
+from llama_skip.evalfile import EvalRow, Evaluation
+from llama_skip.healer import Healer
+from llama_skip.healing import heal_plan
+from llama_skip.identity import block_bytes, identify
+from llama_skip.planfile import Plan, write_plan
+from llama_skip.progress import progress
+from llama_skip.quality import text_windows
+from llama_skip.scorefile import share_of_blocks
+from llama_skip.skipset import gaps, ranges_text
+from llama_skip.texts import read_text
+
+BOUNDS = {"judging": 0.7, "own writing": 1.0}
+FILLS = ("identity", "scale", "full map", "healed")
+WAYS = ("greedy", "SLEB", "one-shot", "influence", "angular")
+
+
+class FullMap:
+    """Unweighted least squares of t on x over tokens, each [n_tokens, n_embd]."""
+
+    def __init__(self, n_embd: int) -> None:
+        self.xx, self.xd = np.zeros((n_embd, n_embd)), np.zeros((n_embd, n_embd))
+
+    def add(self, x: np.ndarray, t: np.ndarray) -> None:
+        self.xx += x.T @ x
+        self.xd += x.T @ (t - x)
+
+    def bypass(self, gap: range) -> Bypass:
+        n_embd = len(self.xx)
+        change = np.linalg.lstsq(self.xx, self.xd, rcond=None)[0]
+        made = bypass.linear(gap, np.eye(n_embd), change.T, np.zeros(n_embd), None)
+        exact = {name: bypass.float32_tensor(tensor.values()) for name, tensor in made.tensors.items()}
+        exact["v"] = bypass.float32_tensor(change.T)
+        return replace(made, tensors=exact)
+
+
+def baseline(model: Path, fill: str, blocks: list[int], args: argparse.Namespace) -> Plan:
+    """Return the plan with the gaps filled in order, each fitted on what those before it leave."""
+    plan = Plan(identify(model), ranges_text(blocks), found={"method": fill})
+    if fill == "identity":
+        return plan
+    with Llama(model, n_ctx=args.ctx_size, hidden_states=True, verbose=False, **threads(args)) as llm:
+        n_windows = args.heal_tokens // args.ctx_size
+        tokens, _ = read_text(llm, args.file, n_ctx=args.ctx_size, n_windows=n_windows)
+        windows = text_windows(llm, tokens, args.ctx_size)
+        with progress(len(gaps(blocks)) * len(windows)) as bar, TemporaryDirectory() as folder:
+            bar.say(f"{fill} at {ranges_text(blocks)}")
+            healer = Healer(llm, windows, blocks, block_bytes(model), None, Path(folder), bar)
+            for gap in gaps(blocks):
+                ratios, full = [], FullMap(llm.n_embd())
+                for x, t in healer.streams(plan, gap):
+                    ratios.append(np.linalg.norm(t, axis=1) / np.linalg.norm(x, axis=1))
+                    full.add(x.astype(np.float64), t.astype(np.float64))
+                if fill == "full map":
+                    plan = replace(plan, bypass=[*plan.bypass, full.bypass(gap)])
+                else:
+                    item = f"{gap.start}:{float(np.concatenate(ratios).mean())!r}"
+                    plan = replace(plan, skip_scale=f"{plan.skip_scale},{item}".lstrip(","))
+    return plan
+
+
+def plan_file(model: Path, fill: str, way: str, blocks: list[int], args: argparse.Namespace) -> Path:
+    """Return the file of a plan, which is made if it is not there."""
+    path = args.folder / f"{model.stem}.{way}.{len(blocks)}.{fill.replace(' ', '-')}.plan"
+    if path.exists():
+        return Path(path)
+    if fill == "healed":
+        heal_plan(
+            model,
+            skip_layers=blocks,
+            text=args.file,
+            output=path,
+            n_tokens=args.heal_tokens,
+            n_ctx=args.ctx_size,
+            show_progress=True,
+            log=lambda line: print(line, file=sys.stderr),
+            **threads(args),
+        )
+    else:
+        write_plan(path, baseline(model, fill, blocks, args))
+    return Path(path)
+
+
+def quantized(model: Path, kind: str, args: argparse.Namespace) -> Path:
+    """Return the model in another quantization, which is made if it is not there."""
+    path = Path(args.folder) / f"{model.stem}.{kind}.gguf"
+    if not path.exists():
+        command = [tool_path("llama-quantize"), "--allow-requantize", model, path, kind]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+def threads(args: argparse.Namespace) -> dict[str, int]:
+    return {"n_threads": args.threads, "n_threads_batch": args.threads}
+
+
+def judged(model: Path, plans: list[Path], args: argparse.Namespace) -> dict[str, Evaluation]:
+    """Return what all plans and quantizations do on both texts."""
+    texts: dict[str, Path | None] = {"judging": args.folder / "judging.txt", "own writing": None}
+    (args.folder / "judging.txt").write_bytes(choice.judging_text(args))
+    return {
+        name: evaluate(
+            model,
+            plans=plans,
+            also=[quantized(model, kind, args) for kind in args.quant],
+            text=text,
+            n_ctx=args.ctx_size,
+            n_windows=args.judge_tokens // args.ctx_size,
+            speed=False,
+            output=args.folder / f"{model.stem}.{name.replace(' ', '-')}.eval.json",
+            show_progress=True,
+            **threads(args),
+        )
+        for name, text in texts.items()
+    }
+
+
+def rows(model: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row for each plan and quantization of a model."""
+    n_layer = identify(model).n_layer
+    score, found = choice.chosen(model, args)
+    made: dict[Path, dict[str, Any]] = {}
+    for share in args.shares:
+        chosen = choice.choices(score, found, share_of_blocks(share, n_layer))
+        for way in args.ways:
+            for fill in FILLS:
+                path = plan_file(model, fill, way, sorted(chosen[way]), args)
+                blocks = ranges_text(sorted(chosen[way]))
+                made[path] = {"share": share, "way": way, "blocks": blocks, "fill": fill}
+    evaluations = judged(model, list(made), args)
+    by_name = {
+        text: {name: row for row in found.rows for name in row.name.split(" = ")}
+        for text, found in evaluations.items()
+    }
+
+    def measured(name: str) -> dict[str, Any]:
+        row = by_name["judging"][name]
+        values: dict[str, Any] = {"MiB": sum(m.weights for m in row.memory.values())}
+        for text, named in by_name.items():
+            values[text] = {
+                "perplexity": named[name].perplexity,
+                "kld": named[name].kld,
+                "d": d(named[name], text),
+            }
+        return values
+
+    def d(row: EvalRow, text: str) -> float:
+        return math.log(row.perplexity / evaluations[text].rows[0].perplexity)
+
+    yield {"share": 0.0, "way": "full model", "blocks": "none", "fill": "", **measured("none")}
+    for kind in args.quant:
+        name = quantized(model, kind, args).name
+        yield {"share": 0.0, "way": kind, "blocks": "none", "fill": "", **measured(name)}
+    identity = {
+        row["share"]: measured(path.stem)
+        for path, row in made.items()
+        if (row["way"], row["fill"]) == (WAYS[0], "identity")
+    }
+    for path, row in made.items():
+        values = measured(path.stem)
+        for text, bound in BOUNDS.items():
+            values[text]["ratio"] = values[text]["d"] / identity[row["share"]][text]["d"]
+            is_bound = row["way"] == WAYS[0] and row["fill"] == "healed"
+            values[text]["missed"] = is_bound and values[text]["ratio"] > bound
+        yield {**row, **values}
+
+
+def table(model: Path, found: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table in Markdown."""
+    yield f"{model.name}\n"
+    head = ["share", "chosen by", "left out", "gap", "MiB", "perplexity", "KL", "d ratio"]
+    yield f"| {' | '.join([*head, 'own writing: KL', 'd ratio'])} |"
+    yield "|---" * (len(head) + 2) + "|"
+    for row in found:
+        cells = [f"{row['share']:.0%}", row["way"], row["blocks"], row["fill"], f"{row['MiB']:.1f}"]
+        for text in BOUNDS:
+            values = row[text]
+            ratio = f"{values['ratio']:.3f}" if "ratio" in values else ""
+            cells += [f"{values['perplexity']:,.2f}"] if text == "judging" else []
+            cells += [f"{values['kld']:.3f}", ratio + (" (missed)" if values.get("missed") else "")]
+        yield f"| {' | '.join(cells)} |"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("models", nargs="+", type=Path, metavar="MODEL", help="GGUF of llama or qwen2")
+    add("-f", "--file", type=Path, default=os.environ.get("LLAMA_SKIP_TEXT"), metavar="TEXT")
+    add("--judge", type=Path, metavar="TEXT", help="default: the second half of -f's file")
+    add("-d", "--folder", type=Path, default=Path(), help="default: here")
+    add("--quant", action="append", default=[], metavar="TYPE", help="of llama-quantize; repeat it")
+    add("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    add("--shares", nargs="+", type=float, default=list(choice.SHARES))
+    add("--tokens", type=int, default=4096, metavar="N", help="to choose blocks on (default: 4096)")
+    add("--heal-tokens", type=int, default=32768, metavar="N", help="to fit on (default: 32768)")
+    add("--judge-tokens", type=int, default=8192, metavar="N", help="to judge on (default: 8192)")
+    add("-c", "--ctx-size", type=int, default=512, metavar="N")
+    add("-t", "--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    add("--json", action="store_true")
+    args = parser.parse_args(argv)
+    if args.file is None:
+        parser.error("name a text with -f, or in LLAMA_SKIP_TEXT")
+    args.file = Path(args.file)
+    found = {model.name: list(rows(model, args)) for model in args.models}
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n\n".join("\n".join(table(Path(name), of_model)) for name, of_model in found.items()))
+    missed = (row[text].get("missed") for of_model in found.values() for row in of_model for text in BOUNDS)
+    return int(any(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
