@@ -37,10 +37,11 @@ LLAMA_API bool     llama_model_is_skipped(const struct llama_model * model, int3
 LLAMA_API int32_t  llama_model_n_skipped(const struct llama_model * model);
 LLAMA_API uint64_t llama_model_skipped_size(const struct llama_model * model); // bytes of weights not loaded
 
-// The set, and its scales that are not 1, in the form of the flags, and the line that loading logs about them; each valid
-// until the thread's next call of any of them.
+// The set, and its scales that are not 1, in the form of the flags, what its bypasses with tensors are ("linear (rank 64) at
+// 13, 0.42 MiB"), and the line that loading logs about them; each valid until the thread's next call of any of them.
 LLAMA_API const char * llama_model_skip_layers(const struct llama_model * model);
 LLAMA_API const char * llama_model_skip_scale(const struct llama_model * model);
+LLAMA_API const char * llama_model_skip_bypass(const struct llama_model * model);
 LLAMA_API const char * llama_model_skip_summary(const struct llama_model * model);
 
 // File index of the kept block number `ordinal` (0-based) under a model's overrides; the file matters for a plan only.
@@ -49,10 +50,16 @@ LLAMA_API int32_t llama_skip_layer_index(
 
 // The run-time mask of a context: leaves out the blocks `layers` names in addition to the model's set ("none" or null: only
 // those), from the next llama_decode() on. A gap that the mask changes is the identity unless `scale` names it; scale may be
-// null. Returns false, sets llama_skip_error() and keeps the old mask when the set or the architecture does not allow it.
-// llama_decode() fails with -1 while a block would run over tokens that were decoded without it.
+// null. A plan ("auto:...", "@NAME", "@PATH") brings its scales and bypasses, whose tensors the context holds until the next
+// mask; its place is looked up in the file that the model was loaded from. Returns false, sets llama_skip_error() and keeps
+// the old mask when the set, the plan or the architecture does not allow it. llama_decode() fails with -1 while a block would
+// run over tokens that were decoded without it.
 LLAMA_API bool llama_skip_set_mask(struct llama_context * ctx, const char * layers, const char * scale);
-LLAMA_API bool llama_skip_is_masked(const struct llama_context * ctx, int32_t il);
+
+// What a context leaves out, and what stands in its gaps, as one line: where it differs, so may what is computed, and saved
+// states are refused. Empty when nothing is left out; valid as those above.
+LLAMA_API const char * llama_skip_state_tag(const struct llama_context * ctx);
+LLAMA_API bool         llama_skip_is_masked(const struct llama_context * ctx, int32_t il);
 
 #ifdef __cplusplus
 }

@@ -1,8 +1,10 @@
 #include "llama-skip.h"
 
+#include "skip-bypass.h"
 #include "skip-cvec.h"
 #include "skip-load.h"
 #include "skip-make.h"
+#include "skip-mask.h"
 #include "skip-plan.h"
 #include "skip-quiet.h"
 #include "skip-spec.h"
@@ -30,9 +32,7 @@ const char * llama_skip_error(void) {
 }
 
 // what `spec` leaves out of a file, read as far as its hyperparameters; nothing when these cannot be read
-struct checked_file {
-    llama_skip skip;
-
+struct checked_file : llama_skip_set {
     std::unique_ptr<llama_model> model; // hyperparameters only
 };
 
@@ -62,7 +62,7 @@ static checked_file check(const char * path_model, const llama_skip_spec & spec,
     } catch (const std::exception &) {
         return res;
     }
-    res.skip = llama_skip_resolve(*ml, *model, spec, names);
+    static_cast<llama_skip_set &>(res) = llama_skip_resolve(*ml, *model, spec, names);
 
     ml->skip.init(*ml, res.skip);
     res.skip.n_bytes = ml->skip.n_bytes;
@@ -170,6 +170,11 @@ const char * llama_model_skip_scale(const llama_model * model) {
     return last_text.c_str();
 }
 
+const char * llama_model_skip_bypass(const llama_model * model) {
+    last_text = llama_skip_bypass_str(model->hparams.skip);
+    return last_text.c_str();
+}
+
 const char * llama_model_skip_summary(const llama_model * model) {
     last_text = model->hparams.skip.any() ? llama_skip_summary(model->hparams.skip, model->hparams.n_layer()) : "";
     return last_text.c_str();
@@ -198,38 +203,17 @@ int32_t llama_skip_layer_index(const char * path_model, const llama_model_kv_ove
 
 bool llama_skip_set_mask(llama_context * ctx, const char * layers, const char * scale) {
     try {
-        const llama_model & model  = ctx->get_model();
-        const llama_skip &  loaded = model.hparams.skip;
-
-        llama_skip    skip    = loaded.model_only();
-        const int32_t n_layer = model.hparams.n_layer() / skip.n_loop; // the file's
-        skip.out              = loaded.file_blocks(model.hparams.n_layer());
-        if (layers != nullptr) {
-            skip.out |= llama_skip_resolve_layers("mask", llama_skip_parse_layers("mask", layers), n_layer);
-            if ((int32_t) skip.out.count() == n_layer) {
-                throw std::invalid_argument("mask: every block is left out, blocks " +
-                                            llama_skip_layers_str(loaded.file_blocks(model.hparams.n_layer())) +
-                                            " already when the model was loaded");
-            }
-        }
-        // a load-time scale belongs to exactly the gap it was given for
-        for (int32_t il = 0; il < LLAMA_SKIP_MAX_LAYERS; ++il) {
-            if (loaded.gap_begins(il) && skip.gap_begins(il) && loaded.gap_end(il) == skip.gap_end(il)) {
-                skip.scale[il] = loaded.scale[il];
-            }
-        }
-        if (scale != nullptr) {
-            llama_skip_resolve_scale("mask scale", llama_skip_parse_scale("mask scale", scale), skip);
-        }
-        llama_skip_spec spec;
-        spec.layers = skip.any() ? llama_skip_layers_str(skip.out) : "";
-        spec.scale  = llama_skip_scale_str(skip);
-        ctx->skip_set(llama_skip_make(model.hparams, model.arch, spec, { "mask", "mask scale" }));
+        ctx->skip_set(llama_skip_make_mask(ctx->get_model(), layers, scale));
         return true;
     } catch (const std::exception & err) {
         last_error = err.what();
         return false;
     }
+}
+
+const char * llama_skip_state_tag(const llama_context * ctx) {
+    last_text = llama_skip_make_tag(ctx->get_model().hparams.skip, ctx->get_cparams().skip);
+    return last_text.c_str();
 }
 
 bool llama_skip_is_masked(const llama_context * ctx, int32_t il) {

@@ -1,7 +1,9 @@
 // The run-time mask of a context, and what saved states say about it.
 
+#include "skip-bypass.h"
 #include "skip-cvec.h"
 #include "skip-graph.h"
+#include "skip-load.h"
 #include "skip-make.h"
 #include "skip-spec.h"
 
@@ -18,13 +20,13 @@
 
 static constexpr uint32_t state_magic = 0x70696b73; // "skip"
 
-// What a saved state has to agree with, empty when nothing is left out: upstream's states then stay as they are.
-static std::string state_tag(const llama_skip & loaded, const llama_skip & skip) {
+std::string llama_skip_make_tag(const llama_skip & loaded, const llama_skip & skip) {
     std::string tag;
     for (const auto & [name, value] : {
              std::make_pair("skip", llama_skip_layers_str(loaded.out)),
              std::make_pair("mask", llama_skip_layers_str(skip.out & ~loaded.out)),
              std::make_pair("scale", llama_skip_scale_str(skip)),
+             std::make_pair("bypass", llama_skip_bypass_hashes(skip)),
          }) {
         if (!value.empty()) {
             tag += format("%s%s %s", tag.empty() ? "" : ", ", name, value.c_str());
@@ -41,7 +43,8 @@ bool llama_context::skip_can_cvec(int32_t il_start, int32_t il_end) const {
     return reason.empty();
 }
 
-void llama_context::skip_set(const llama_skip & skip) {
+void llama_context::skip_set(const llama_skip_set & set) {
+    const llama_skip & skip = set.skip;
     if (skip == cparams.skip) {
         return;
     }
@@ -68,6 +71,7 @@ void llama_context::skip_set(const llama_skip & skip) {
         sched_need_reserve = true;
         throw;
     }
+    skip_bypasses = set.bypasses; // no graph refers to the old ones any more
 }
 
 bool llama_context::skip_can_decode(const llama_batch_ext & batch) const {
@@ -112,7 +116,7 @@ void llama_context::skip_state_write(llama_io_write_i & io, llama_seq_id seq_id)
                                         "them or mask the blocks again",
             llama_skip_layers_str(missing).c_str()));
     }
-    const std::string tag = state_tag(model.hparams.skip, cparams.skip);
+    const std::string tag = llama_skip_make_tag(model.hparams.skip, cparams.skip);
     if (!tag.empty()) {
         io.write(&state_magic, sizeof(state_magic));
         io.write_string(tag);
@@ -162,7 +166,7 @@ private:
 } // namespace
 
 std::unique_ptr<llama_io_read_i> llama_context::skip_state_reader(llama_io_read_i & io) const {
-    const std::string tag = state_tag(model.hparams.skip, cparams.skip);
+    const std::string tag = llama_skip_make_tag(model.hparams.skip, cparams.skip);
     if (!tag.empty()) {
         uint32_t magic = 0;
         io.read(&magic, sizeof(magic));

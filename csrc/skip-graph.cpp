@@ -1,6 +1,7 @@
 #include "skip-graph.h"
 
 #include "skip-arch.h"
+#include "skip-bypass.h"
 #include "skip-spec.h"
 
 #include "llama-context.h"
@@ -25,8 +26,12 @@ ggml_tensor * llama_skip_bypass(const llm_graph_context & llm, ggml_tensor * cur
         return cur;
     }
     llm.cb(cur, "skip_in", il);
-    cur = skip.scale[next] == 1.0f ? cur : ggml_scale(llm.ctx0, cur, skip.scale[next]);
-    llm.cb(cur, "skip_scale", il);
+    if (skip.bypass[next] != nullptr) {
+        cur = llama_skip_apply_bypass(llm, cur, *skip.bypass[next], il);
+    } else {
+        cur = skip.scale[next] == 1.0f ? cur : ggml_scale(llm.ctx0, cur, skip.scale[next]);
+        llm.cb(cur, "skip_scale", il);
+    }
     llm.res->skip_trace.bypassed.set(next);
     return cur;
 }
@@ -110,7 +115,7 @@ void llama_skip_check_graph(const llm_graph_result & res, const llm_graph_params
         }
         if (skip.has_bypass(il) && !res.skip_trace.bypassed[il]) {
             throw std::runtime_error(
-                format("architecture '%s' has no place for a scale at the gap that begins at block %d",
+                format("architecture '%s' has no place for a bypass at the gap that begins at block %d",
                     llm_arch_name(params.arch), il));
         }
     }

@@ -1,13 +1,13 @@
 #include "skip-identity.h"
 
 #include "skip-gguf.h"
+#include "skip-hash.h"
 #include "skip-quiet.h"
 
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 
 #include <algorithm>
-#include <cinttypes>
 #include <memory>
 #include <stdexcept>
 
@@ -17,27 +17,6 @@ static const size_t n_sampled      = 32;         // larger ones, read at their s
 static const size_t n_bytes_sample = 4096;
 
 namespace {
-
-// 64-bit FNV-1a over fields, each as its length in decimal, a colon and its bytes
-class field_hash {
-public:
-    void add(const std::string & field) {
-        const std::string length = std::to_string(field.size()) + ":";
-        update(length.data(), length.size());
-        update(field.data(), field.size());
-    }
-
-    std::string hex() const { return format("%016" PRIx64, state); }
-
-private:
-    void update(const char * data, size_t size) {
-        for (size_t i = 0; i < size; ++i) {
-            state = (state ^ (uint8_t) data[i]) * 0x100000001b3;
-        }
-    }
-
-    uint64_t state = 0xcbf29ce484222325;
-};
 
 using weight = llama_model_loader::llama_tensor_weight;
 
@@ -65,7 +44,7 @@ static std::string shape_str(const ggml_tensor * t) {
 
 static std::string hash_model(const llama_skip_identity & id, int64_t n_block, const sorted_weights & weights,
     const std::string & vocab, const std::vector<std::string> & tokens) {
-    field_hash hash;
+    llama_skip_hash hash;
     hash.add("llama-skip-model-1");
     hash.add(id.architecture);
     hash.add(std::to_string(n_block));
@@ -92,7 +71,7 @@ static std::string read_start(const llama_model_loader & ml, const weight & w, s
 
 static std::string hash_file(
     const llama_model_loader & ml, const std::string & model_id, const sorted_weights & weights) {
-    field_hash hash;
+    llama_skip_hash hash;
     hash.add("llama-skip-file-1");
     hash.add(model_id);
 

@@ -1,5 +1,6 @@
 #include "skip-load.h"
 
+#include "skip-bypass.h"
 #include "skip-make.h"
 
 #include "llama-impl.h"
@@ -8,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
@@ -45,6 +47,12 @@ size_t llama_skip_buffer_size(const llama_skip & skip, const ggml_context * ctx,
     return size;
 }
 
+// holds when the program changes its folder; empty for a model without a path
+static std::string absolute(const std::string & path) {
+    std::error_code err;
+    return path.empty() ? "" : std::filesystem::absolute(std::filesystem::u8path(path), err).u8string();
+}
+
 void llama_skip_load(llama_model_loader & ml, llama_model & model) {
     std::vector<llama_model_kv_override> overrides;
     for (const auto & [_, o] : ml.kv_overrides) {
@@ -55,7 +63,14 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
 
     auto & hparams = model.hparams;
 
-    hparams.skip = llama_skip_resolve(ml, model, llama_skip_read_overrides(overrides.data()), {});
+    const llama_skip_set set = llama_skip_resolve(ml, model, llama_skip_read_overrides(overrides.data()), {});
+
+    hparams.skip = set.skip;
+    model.skip   = std::make_shared<llama_skip_kept>();
+
+    model.skip->path     = absolute(ml.skip.path);
+    model.skip->n_bytes  = ml.n_bytes;
+    model.skip->bypasses = set.bypasses;
     if (!hparams.skip.any()) {
         if (hparams.skip.origin[0] != '\0') {
             LLAMA_LOG_WARN("skip: %s leaves no block out\n", hparams.skip.origin.data());
@@ -70,7 +85,15 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
     ml.size_data -= ml.skip.n_bytes; // init_mappings() adds every tensor of the files
 
     hparams.skip.n_bytes = ml.skip.n_bytes;
+    model.skip->shapes   = ml.skip.shapes;
 
+    if (set.bypasses) {
+        ml.n_bytes += set.bypasses->n_bytes();
+        ml.n_elements += set.bypasses->n_elements();
+        if (!ml.no_alloc && !hparams.vocab_only) {
+            set.bypasses->read_data(); // before any weight
+        }
+    }
     const std::string text = llama_skip_summary(hparams.skip, hparams.n_layer());
     if (ml.no_alloc) {
         LLAMA_LOG_INFO("%s\n", text.c_str());

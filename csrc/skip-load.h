@@ -17,22 +17,49 @@
 
 struct ggml_context;
 struct ggml_tensor;
+struct llama_hparams;
 struct llama_model;
 struct llama_model_loader;
 struct llama_skip_names;
+struct llama_skip_plan;
 struct llama_skip_spec;
 
 // Fills the model's hparams.skip from the loader's overrides and takes the tensors of those blocks out of the loader's
 // accounts. Throws std::invalid_argument before anything is read.
 void llama_skip_load(llama_model_loader & ml, llama_model & model);
 
+// Loads the tensors that the bypasses of the model's plan have, once the model has its own.
+void llama_skip_load_bypasses(llama_model & model);
+
 // What the model says about its blocks whatever is left out of it: hparams.skip's factors and loops.
 void llama_skip_read_model(llama_model_loader & ml, llama_model & model);
 
+// what is left out, with the owner of its bypasses, null where there are none
+struct llama_skip_set {
+    llama_skip                           skip;
+    std::shared_ptr<llama_skip_bypasses> bypasses;
+};
+
+// what a model keeps of its loader for later
+struct llama_skip_kept {
+    std::string path;        // of its first file
+    size_t      n_bytes = 0; // of all tensors of the file
+
+    std::shared_ptr<ggml_context>        shapes; // of the tensors left out
+    std::shared_ptr<llama_skip_bypasses> bypasses;
+};
+
+// Puts what the plan of a spec says in its place. Throws std::invalid_argument.
+llama_skip_plan llama_skip_look_up(
+    llama_model_loader & ml, const llama_hparams & hparams, llama_skip_spec & spec, llama_skip_names & names);
+
 // What `spec` leaves out of the model that the loader has read the hyperparameters of; looks up its plan. Throws
 // std::invalid_argument.
-llama_skip llama_skip_resolve(
+llama_skip_set llama_skip_resolve(
     llama_model_loader & ml, llama_model & model, const llama_skip_spec & spec, const llama_skip_names & names);
+
+// the line about a plan of other weights
+extern const char * const llama_skip_other_weights;
 
 // one line for the log: which blocks, how many are kept, what was not loaded; a second one about a plan of other weights
 std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer);

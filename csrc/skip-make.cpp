@@ -1,6 +1,7 @@
 #include "skip-make.h"
 
 #include "skip-arch.h"
+#include "skip-bypass.h"
 #include "skip-spec.h"
 
 #include "llama-hparams.h"
@@ -18,19 +19,36 @@ static llama_skip_mask every_loop(const llama_skip_mask & out, int32_t n_file, i
     return res;
 }
 
-static void check_scale(
+// a bypass with tensors belongs to the exact gap
+static void set_bypass(llama_skip & skip, const llama_skip_bypass_tensors & bypass, const llama_skip_names & names) {
+    const int32_t     il    = bypass.first;
+    const std::string where = names.layers + ": the bypass of the gap at block " + std::to_string(il);
+    if (il >= LLAMA_SKIP_MAX_LAYERS || !skip.gap_begins(il) || skip.gap_end(il) - il != bypass.n_blocks) {
+        throw std::invalid_argument(
+            where + " is for " + std::to_string(bypass.n_blocks) +
+            " blocks, that is no gap of the blocks left out: " + llama_skip_layers_str(skip.out));
+    }
+    if (skip.scale[il] != 1.0f) {
+        throw std::invalid_argument(where + " and its scale exclude each other");
+    }
+    skip.bypass[il] = &bypass;
+}
+
+static void check_bypass(
     const llama_skip & skip, llm_arch arch, const llama_skip_spec & spec, const llama_skip_names & names) {
     const std::string name = llm_arch_name(arch);
-    if (skip.n_loop > 1 && !spec.scale.empty()) {
-        throw std::invalid_argument(names.scale + ": architecture '" + name + "' runs its blocks in " +
-                                    std::to_string(skip.n_loop) + " loops, its gaps cannot be scaled");
+    if (skip.n_loop > 1 && !(spec.scale.empty() && spec.bypasses.empty())) {
+        throw std::invalid_argument((spec.scale.empty() ? names.layers : names.scale) + ": architecture '" + name +
+                                    "' runs its blocks in " + std::to_string(skip.n_loop) +
+                                    " loops, its gaps can have neither a scale nor a bypass");
     }
     if (!skip.has_bypass(0) || llama_skip_arch_plain_embd(arch)) {
         return;
     }
-    if (skip.scale[0] != 1.0f) {
-        throw std::invalid_argument(names.scale + ": the gap at block 0 cannot be scaled in architecture '" + name +
-                                    "': its embeddings are changed before block 0");
+    if (skip.scale[0] != 1.0f || skip.bypass[0] != nullptr) {
+        throw std::invalid_argument((skip.bypass[0] ? names.layers : names.scale) +
+                                    ": the gap at block 0 can have neither a scale nor a bypass in architecture '" +
+                                    name + "': its embeddings are changed before block 0");
     }
     throw std::invalid_argument(names.layers + ": blocks 0-" + std::to_string(skip.gap_end(0) - 1) +
                                 " of architecture '" + name +
@@ -55,6 +73,9 @@ llama_skip llama_skip_make(
     if (!spec.scale.empty()) {
         llama_skip_resolve_scale(names.scale, llama_skip_parse_scale(names.scale, spec.scale), skip);
     }
+    for (const auto * bypass : spec.bypasses) {
+        set_bypass(skip, *bypass, names);
+    }
     if (!skip.any()) {
         return skip;
     }
@@ -69,6 +90,6 @@ llama_skip llama_skip_make(
                                     llama_skip_layers_str(skip.file_blocks(hparams.n_layer())) + " of architecture '" +
                                     llm_arch_name(arch) + "' cannot be left out: " + reason);
     }
-    check_scale(skip, arch, spec, names);
+    check_bypass(skip, arch, spec, names);
     return skip;
 }

@@ -22,6 +22,9 @@ struct llama_skip_spec {
     std::string plan;
     bool        untested = false;
 
+    // those of a plan, which replace the scale of their gap
+    std::vector<const llama_skip_bypass_tensors *> bypasses;
+
     bool empty() const { return layers.empty() && scale.empty() && plan.empty(); }
 };
 

@@ -28,4 +28,5 @@ llama_skip_plan llama_skip_read_path(
 llama_skip_plan llama_skip_read_plan(
     const llama_skip_sources & sources, const llama_skip_identity & model, const std::string & name);
 
-llama_skip_plan llama_skip_read_plan_file(const std::string & path, const llama_skip_identity & model);
+// a plan file for a model whose residual stream has the width n_embd
+llama_skip_plan llama_skip_read_plan_file(const std::string & path, const llama_skip_identity & model, int64_t n_embd);

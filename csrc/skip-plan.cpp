@@ -3,6 +3,7 @@
 #include "skip-identity.h"
 #include "skip-plan-read.h"
 
+#include "llama-hparams.h"
 #include "llama-model-loader.h"
 
 #include "ggml-cpp.h"
@@ -128,11 +129,13 @@ static size_t count_blocks(const plan_request & request, int32_t n_layer) {
     return n;
 }
 
-static llama_skip_plan find(
-    const plan_request & request, const llama_skip_identity & model, llama_model_loader & ml, int32_t n_layer) {
+static llama_skip_plan find(const plan_request & request, const llama_skip_identity & model, llama_model_loader & ml,
+    const llama_hparams & hparams) {
     if (!request.path.empty()) {
-        return llama_skip_read_plan_file(request.path, model);
+        return llama_skip_read_plan_file(request.path, model, hparams.n_embd);
     }
+    const int32_t n_layer = hparams.n_layer() / hparams.skip.n_loop; // in the file
+
     std::string            path;
     const gguf_context_ptr sidecar = open_sidecar(ml.skip.path, path);
 
@@ -145,9 +148,9 @@ static llama_skip_plan find(
 }
 
 llama_skip_plan llama_skip_find_plan(
-    const std::string & name, const std::string & text, llama_model_loader & ml, int32_t n_layer) {
+    const std::string & name, const std::string & text, llama_model_loader & ml, const llama_hparams & hparams) {
     try {
-        llama_skip_plan plan = find(parse(text), llama_skip_identify(ml), ml, n_layer);
+        llama_skip_plan plan = find(parse(text), llama_skip_identify(ml), ml, hparams);
         if (plan.layers.empty()) {
             plan.layers = "none";
         }

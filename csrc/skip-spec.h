@@ -37,6 +37,9 @@ std::string llama_skip_layers_str(const llama_skip_mask & mask);
 // "13:0.5,25:1.1", only gaps whose scale is not 1; empty when there is none
 std::string llama_skip_scale_str(const llama_skip & skip);
 
+// What a saved state has to agree with, empty when nothing is left out: upstream's states then stay as they are.
+std::string llama_skip_make_tag(const llama_skip & loaded, const llama_skip & skip);
+
 // the shortest of 6 and 9 digits that is read back as the same float, in the C locale
 std::string llama_skip_number_str(float value);
 

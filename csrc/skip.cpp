@@ -16,8 +16,8 @@ bool llama_skip::has_bypass(int32_t il) const {
     const auto changed = [](float a) {
         return a != 1.0f;
     };
-    return gap_begins(il) &&
-           (changed(scale[il]) || std::any_of(factor.begin() + il, factor.begin() + gap_end(il), changed));
+    return gap_begins(il) && (bypass[il] != nullptr || changed(scale[il]) ||
+                                 std::any_of(factor.begin() + il, factor.begin() + gap_end(il), changed));
 }
 
 llama_skip_mask llama_skip::file_blocks(int32_t n_layer) const {

@@ -15,12 +15,20 @@
 
 using llama_skip_mask = std::bitset<LLAMA_SKIP_MAX_LAYERS>;
 
+struct llama_skip_bypass_tensors; // skip-bypass.h
+class llama_skip_bypasses;
+struct llama_skip_kept; // skip-load.h
+struct llama_skip_set;
+
 // the blocks left out, and the bypass of each gap, by the index of the gap's first block
 struct llama_skip {
     llama_skip_mask                          out;
     std::array<float, LLAMA_SKIP_MAX_LAYERS> scale;       // y = scale*x, 1 is the identity
     std::array<float, LLAMA_SKIP_MAX_LAYERS> factor;      // the stream meets it at a block even when that is left out
     uint64_t                                 n_bytes = 0; // weights that were not loaded
+
+    // in place of a scale, null for none; the model or the context owns them
+    std::array<const llama_skip_bypass_tensors *, LLAMA_SKIP_MAX_LAYERS> bypass = {};
 
     // a looped model: a graph has the file's blocks n_loop times, left out in all of them; with a norm between them or not
     int32_t n_loop    = 1;
@@ -58,7 +66,9 @@ struct llama_skip {
     // one past the last block of the gap that begins at il
     int32_t gap_end(int32_t il) const;
 
-    bool operator==(const llama_skip & other) const { return out == other.out && scale == other.scale; }
+    bool operator==(const llama_skip & other) const {
+        return out == other.out && scale == other.scale && bypass == other.bypass;
+    }
     bool operator!=(const llama_skip & other) const { return !(*this == other); }
 };
 

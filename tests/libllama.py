@@ -180,8 +180,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_skipped_size": (c_uint64, [P]),
     "llama_model_skip_layers": (c_char_p, [P]),
     "llama_model_skip_scale": (c_char_p, [P]),
+    "llama_model_skip_bypass": (c_char_p, [P]),
     "llama_skip_set_mask": (c_bool, [P, c_char_p, c_char_p]),
     "llama_skip_is_masked": (c_bool, [P, I32]),
+    "llama_skip_state_tag": (c_char_p, [P]),
 }
 
 
@@ -266,6 +268,7 @@ class Context:
         for name, value in {**defaults, **params, "flash_attn_type": FLASH[flash]}.items():
             setattr(p, name, value)
         self.streams: dict[str, np.ndarray] = {}
+        self.nodes: list[tuple[str, int, tuple[int, ...]]] = []  # name, operation and shape, in order
         self._computed: dict[int, np.ndarray] = {}
         self._tap = EVAL_CALLBACK(self._on_tensor)
         if tap:
@@ -281,6 +284,7 @@ class Context:
             return True
         t = tensor.contents
         name = t.name.decode()
+        self.nodes.append((name, t.op, tuple(t.ne)))
         if name.partition("-")[0] == "norm":
             self.streams.setdefault(name, self._computed[t.src[0]])
         if t.type == 0 and t.ne[2] == t.ne[3] == 1 and t.data:

@@ -13,7 +13,7 @@ import pytest
 from builds import Build
 from libllama import LlamaError
 from metadata import Value, annotated_copy, write_sidecar
-from oracle import TEXT, logits, tensors
+from oracle import TEXT, expand, logits, tensors
 from rpc import rpc_device
 from test_flags import complete, saved_logits, server_facts
 
@@ -347,12 +347,25 @@ def test_a_plan_beside_something_else(make: Callable[..., Any], ours: Build, sco
             ours.worker.call(logits, scored, TOKENS, overrides)
 
 
-def test_a_mask_takes_no_plan(make: Callable[..., Any], scored: Path) -> None:
+def test_a_mask_may_be_a_plan(make: Callable[..., Any], scored: Path, tiny: Path, tmp_path: Path) -> None:
+    """The mask is the plan's set, and the model's beside it."""
+    path = plan_file(tmp_path / "plan.json", tiny, "1-2", skip_scale="1:0.5")
     llm = make(scored, skip_layers="auto:1")
-    for text in ("auto:2", "@fast"):
-        with pytest.raises(ValueError, match=f"mask: '{text}' is looked up when a model is loaded"):
-            llm.set_mask(text)
+    for text, layers, scale in (
+        ("auto:2", "1-2", None),
+        ("@low-1", "3", None),
+        (f"@{path}", "1-2", "1:0.5"),
+    ):
+        llm.set_mask(text)
+        assert llm.mask == tuple(sorted({2, *expand(layers)}))
+        found = llm.logits(TOKENS)
+        llm.set_mask(layers, scale)
+        assert np.array_equal(llm.logits(TOKENS), found)
     assert llm.skip_layers == (2,)
+    # its gap at block 1 would be blocks 1-3 here
+    with pytest.raises(ValueError, match="mask: the plan scales the gap of blocks 1, that is no gap"):
+        llm.set_mask("@fast")
+    assert llm.mask == (1, 2)
 
 
 #

@@ -11,7 +11,8 @@ from libllama import STATE_ROADS, Context, Library, LlamaError
 from oracle import skip
 
 # name: set and scale at load, mask and its scale. Several have as many blocks, some the same blocks left out.
-CONTEXTS: dict[str, tuple[dict[str, str], tuple[str | None, str | None]]] = {
+Contexts = dict[str, tuple[dict[str, str], tuple[str | None, str | None]]]
+CONTEXTS: Contexts = {
     "none": ({}, (None, None)),
     "skip 13": (skip("13"), (None, None)),
     "skip 14": (skip("14"), (None, None)),
@@ -26,16 +27,16 @@ CONTEXTS: dict[str, tuple[dict[str, str], tuple[str | None, str | None]]] = {
 }
 
 
-def open_context(lib: Library, path: Path, name: str) -> Context:
-    overrides, mask = CONTEXTS[name]
+def open_context(lib: Library, path: Path, name: str, known: Contexts = CONTEXTS) -> Context:
+    overrides, mask = known[name]
     ctx = lib.model(path, overrides).context(n_seq_max=2, n_ctx=256)
     ctx.mask(*mask)
     return ctx
 
 
-def cross(lib: Library, path: Path, tokens: list[int], folder: Path) -> list[str]:
+def cross(lib: Library, path: Path, tokens: list[int], folder: Path, known: Contexts = CONTEXTS) -> list[str]:
     """Restore each context's states in each context; return what went wrong."""
-    contexts = {name: open_context(lib, path, name) for name in CONTEXTS}
+    contexts = {name: open_context(lib, path, name, known) for name in known}
     states, after = {}, {}
     for name, ctx in contexts.items():
         ctx.decode(tokens[:3])

@@ -262,6 +262,7 @@ void register_context(py::module_ & m) {
         .def_property_readonly("n_threads", [](const C & c) { return llama_n_threads(c.raw); })
         .def_property_readonly("n_threads_batch", [](const C & c) { return llama_n_threads_batch(c.raw); })
         .def_property_readonly("mask", mask)
+        .def_property_readonly("state_tag", [](const C & c) { return std::string(llama_skip_state_tag(c.raw)); })
         .def("decode", decode, py::arg("tokens"), py::arg("pos"), py::arg("seq_id"), py::arg("first"))
         .def("logits", logits, py::arg("idx"))
         .def("eval", eval, py::arg("tokens"), py::arg("pos"), py::arg("seq_id"))

@@ -243,6 +243,7 @@ void register_model(py::module_ & m) {
         .def_property_readonly("metadata", metadata)
         .def_property_readonly("skip_layers", skip_layers)
         .def_property_readonly("skip_scale", [](const M & s) { return std::string(llama_model_skip_scale(s.raw)); })
+        .def_property_readonly("skip_bypass", [](const M & s) { return std::string(llama_model_skip_bypass(s.raw)); })
         .def_property_readonly("skipped_size", [](const M & s) { return llama_model_skipped_size(s.raw); });
     register_vocab(cls);
 }

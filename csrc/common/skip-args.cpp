@@ -281,6 +281,7 @@ std::string common_skip_props(const llama_model * model) {
     return nlohmann::ordered_json{
         { "layers", llama_model_skip_layers(model) },
         { "scale", llama_model_skip_scale(model) },
+        { "bypass", llama_model_skip_bypass(model) },
         { "n_layer", n_layer },
         { "n_layer_kept", n_layer - llama_model_n_skipped(model) },
         { "bytes_not_loaded", llama_model_skipped_size(model) },

@@ -39,7 +39,7 @@ void common_skip_note_pattern(const char * pattern);
 // Overrides for one set, kept until the program ends; null for "none".
 const llama_model_kv_override * common_skip_overrides(const std::string & layers, const std::string & scale);
 
-// {"layers": ..., "scale": ..., "n_layer": ..., "n_layer_kept": ..., "bytes_not_loaded": ...}
+// {"layers": ..., "scale": ..., "bypass": ..., "n_layer": ..., "n_layer_kept": ..., "bytes_not_loaded": ...}
 std::string common_skip_props(const llama_model * model);
 
 // An empty value would otherwise look like a flag that was not given: exits.

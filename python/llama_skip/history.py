@@ -44,14 +44,14 @@ class History:
         self._logits_all = logits_all
         self._has_logits = False
         self._masks: list[str] = []
-        self._mask = ""
+        self._mask = context.state_tag
         self._n_changes = 0
 
     def set_mask(self, layers: str, scale: str) -> None:
         """Set the run-time mask, in the text forms of the flags; see `Llama.set_mask`."""
         with self._change():
             self.context.set_mask(layers, scale)
-            self._mask = f"{self.context.mask} {scale}"
+            self._mask = self.context.state_tag
 
     def truncate(self, n_tokens: int) -> None:
         """Remove the tokens from position `n_tokens` on; all of them where the memory cannot do less."""
@@ -113,7 +113,7 @@ class History:
     def start(self, prompt: Sequence[int]) -> None:
         """Hold exactly `prompt`, with the logits of its last token; what it shares with the present is kept.
 
-        A token that was decoded under another mask, or other factors, is not shared.
+        A token that was decoded under another mask, or another bypass, is not shared.
         """
         with self._change():
             n = 0

@@ -33,7 +33,7 @@ class HiddenStates(NamedTuple):
     Attributes:
         blocks: the kept blocks, in the file's numbering, [n_kept].
         inputs: what enters each of them, float32 [n_kept, n_tokens, n_embd].
-        outputs: what leaves each of them, before the scale of a gap behind it; of the same shape.
+        outputs: what leaves each of them, before the bypass of a gap behind it; of the same shape.
     """
 
     blocks: list[int]
@@ -192,14 +192,15 @@ class LoadedModel:
 
         A block has nothing for tokens that were decoded while it was masked. eval() over such tokens raises
         RuntimeError until they are removed (reset(), truncate()) or the block is masked again; completions
-        start their prompt anew instead. A gap that the mask changes loses its load-time factor.
+        start their prompt anew instead. A gap that the mask changes loses its load-time bypass.
 
         Args:
-            layers: the blocks, as for the class; None or "none": only those left out at load.
+            layers: the blocks or the plan, as for the class; None or "none": only those left out at load. A
+                plan brings its factors and bypasses, and needs the model's file.
             scale: factors of the gaps, as for the class.
 
         Raises:
-            ValueError: a bad set, or one that this architecture does not allow; the old mask stays.
+            ValueError: a bad set or plan, or one that this architecture does not allow; the old mask stays.
         """
         text = skipset.layers_text(layers, "mask") or "none"
         self._history.set_mask(text, skipset.scale_text(scale, "mask scale"))

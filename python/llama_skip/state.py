@@ -17,7 +17,7 @@ class LlamaState:
         llama_state: llama.cpp's own form of the context.
         llama_state_size: its bytes.
         seed: of completions without one of their own.
-        masks: the mask and factors that each token was decoded under.
+        masks: the mask and bypasses that each token was decoded under.
     """
 
     input_ids: npt.NDArray[np.intc]
