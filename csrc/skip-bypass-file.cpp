@@ -11,7 +11,8 @@
 #include <cstring>
 #include <stdexcept>
 
-llama_skip_bypasses::llama_skip_bypasses(const std::string & path) : stream(ggml_fopen(path.c_str(), "rb")) {
+llama_skip_bypasses::llama_skip_bypasses(const std::string & path)
+    : path(path), stream(ggml_fopen(path.c_str(), "rb")) {
     if (!stream) {
         throw std::runtime_error(format("the file cannot be read: %s", strerror(errno)));
     }
@@ -127,7 +128,8 @@ void llama_skip_bypasses::read_data() {
         for (const ggml_tensor * t : gap.tensors()) {
             const std::vector<uint8_t> data = data_of(t);
             if (!ggml_validate_row_data(t->type, data.data(), data.size())) {
-                throw std::runtime_error(format("tensor '%s' has values that are not finite", t->name));
+                throw std::runtime_error(
+                    format("%s: tensor '%s' has values that are not finite", path.c_str(), t->name));
             }
             hash.add(t->name);
             hash.add(std::string(ggml_type_name(t->type)) + " " + shape_str(t));

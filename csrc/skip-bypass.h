@@ -7,6 +7,7 @@
 
 #include "ggml-cpp.h"
 
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
@@ -37,7 +38,7 @@ struct llama_skip_bypass_tensors {
 // Those of a plan file, in the order of its gaps. llama_skip.bypass points into it.
 class llama_skip_bypasses {
 public:
-    // Opens the file. This and the next three throw std::runtime_error.
+    // Opens the file. It and what is not const throw std::runtime_error.
     explicit llama_skip_bypasses(const std::string & path);
     ~llama_skip_bypasses();
 
@@ -74,6 +75,7 @@ private:
         void operator()(FILE * file) const { fclose(file); }
     };
 
+    std::string                        path;
     std::unique_ptr<FILE, file_closer> stream;
     std::unique_ptr<llama_file>        file;
     gguf_context_ptr                   meta;

@@ -131,7 +131,7 @@ llama_skip_set llama_skip_make_mask(const llama_model & model, const char * laye
         plan = look_up(model, asked, names);
     }
     llama_skip skip = merge(model, asked.layers, names);
-    if (!asked.scale.empty() && has_plan) {
+    if (!plan.scale.empty()) {
         set_plan_scales(skip, asked, names);
     } else if (!asked.scale.empty()) {
         set_scales(skip, asked.scale, names);

@@ -452,3 +452,23 @@ def test_scales_beside_a_plan_with_a_bypass_are_refused(ours: Build, small: Path
             ours.worker.call(
                 logits, small, [1, 2, 3], {"skip.plan": f"@{plan}", "skip.scale": scale}, n_single=1
             )
+
+
+#
+# hidden states
+#
+
+
+@pytest.mark.parametrize(("layers", "gap", "before"), [("1-2", 1, 0), ("0,2", 2, 1)])
+def test_hidden_states_are_those_around_the_bypass(
+    make: Callable[..., Any], tiny: Path, tmp_path: Path, layers: str, gap: int, before: int
+) -> None:
+    """What leaves the block before a gap has not gone through its bypass, what enters the next one has."""
+    bypass = random_bypass(gap, 64, RANK, n_blocks=3 - gap, norm_eps=1e-6)
+    plan = f"@{write_gguf(tmp_path / 'plan.gguf', tiny, layers, [bypass], arch='qwen3')}"
+    tokens = [1, 338, 2501, 99, 7]
+    states = make(tiny, skip_layers=plan, hidden_states=True).hidden_states(tokens)
+    plain = make(tiny, skip_layers=layers, hidden_states=True).hidden_states(tokens)
+    i = states.blocks.index(before)
+    assert np.array_equal(states.outputs[i], plain.outputs[i])
+    close(states.inputs[i + 1], bypass, states.outputs[i])

@@ -58,6 +58,8 @@ def test_a_plan_as_a_mask_is_that_plan(ours: Build, tiny: Path, plan_of: PlanOf)
     # a plan without factors takes them from outside
     found = of(ours, tiny, mask=(plan_of("1-2"), "1:0.5"))
     assert np.array_equal(found, of(ours, tiny, skip("1-2", "1:0.5")))
+    found = of(ours, tiny, skip("0"), (plan_of("2"), "0.5"))
+    assert np.array_equal(found, of(ours, tiny, skip("0,2", "0.5")))
 
 
 def test_a_bypass_belongs_to_its_gap(ours: Build, tiny: Path, plan_of: PlanOf) -> None:
