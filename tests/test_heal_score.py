@@ -75,7 +75,8 @@ def test_shortcuts_scale_alike(model: Path, windows: list[list[int]], make: Any)
         for block in trace.blocks:
             found = runner.without(windows[0], out, block, trace)
             expected = runner.straight(windows[0], [*out, block])
-            assert np.allclose(found, expected, rtol=1e-4, atol=1e-4), (out, block)
+            # a factor of a factor rounds once more, which activations rounded to 8 bits make larger
+            assert np.allclose(found, expected, rtol=0, atol=2e-3 * np.abs(expected).max()), (out, block)
             plain = bare.straight(windows[0], [*out, block])
             is_seen = [*out, block] != [N_BLOCKS - 1]  # the output norm takes a factor away again
             assert (np.abs(plain - expected).max() > 1e-3) == is_seen
