@@ -49,11 +49,11 @@ LLAMA_API int32_t llama_skip_layer_index(
     const char * path_model, const struct llama_model_kv_override * overrides, int32_t ordinal);
 
 // The run-time mask of a context: leaves out the blocks `layers` names in addition to the model's set ("none" or null: only
-// those), from the next llama_decode() on. A gap that the mask changes is the identity unless `scale` names it; scale may be
-// null. A plan ("auto:...", "@NAME", "@PATH") brings its scales and bypasses, whose tensors the context holds until the next
-// mask; its place is looked up in the file that the model was loaded from. Returns false, sets llama_skip_error() and keeps
-// the old mask when the set, the plan or the architecture does not allow it. llama_decode() fails with -1 while a block would
-// run over tokens that were decoded without it.
+// those), from the next llama_decode() on. A gap that the mask changes is the identity, any other keeps its scale or bypass;
+// `scale`, which may be null, replaces what stands in the gaps that it names. A plan ("auto:...", "@NAME", "@PATH") brings
+// its own scales and bypasses, whose tensors the context holds until the next mask; it is looked up in the file that the
+// model was loaded from. Returns false, sets llama_skip_error() and keeps the old mask when the set, the plan or the architecture
+// does not allow it. llama_decode() fails with -1 while a block would run over tokens that were decoded without it.
 LLAMA_API bool llama_skip_set_mask(struct llama_context * ctx, const char * layers, const char * scale);
 
 // What a context leaves out, and what stands in its gaps, as one line: where it differs, so may what is computed, and saved

@@ -78,19 +78,25 @@ ggml_context * llama_skip_bypasses::ctx_for(ggml_backend_buffer_type_t buft) {
 }
 
 // With no_alloc a buffer of no bytes, which keeps the scheduler from allocating the tensors.
-static ggml_backend_buffer_t alloc_buffer(ggml_context * ctx, ggml_backend_buffer_type_t buft, bool no_alloc) {
-    if (!no_alloc) {
-        return ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
+static void allocate(llama_skip_bypasses::part & p, bool no_alloc) {
+    p.size = ggml_backend_alloc_ctx_tensors_from_buft_size(p.ctx.get(), p.buft);
+    p.buf.reset(no_alloc ? ggml_backend_buft_alloc_buffer(p.buft, 0)
+                         : ggml_backend_alloc_ctx_tensors_from_buft(p.ctx.get(), p.buft));
+    if (!p.buf) {
+        throw std::runtime_error(
+            format("unable to allocate %zu bytes of %s for a bypass", p.size, ggml_backend_buft_name(p.buft)));
     }
-    ggml_backend_buffer_t buf = ggml_backend_buft_alloc_buffer(buft, 0);
-    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
-        t->buffer = buf;
+    ggml_tensor * first = no_alloc ? ggml_get_first_tensor(p.ctx.get()) : nullptr;
+    for (ggml_tensor * t = first; t != nullptr; t = ggml_get_next_tensor(p.ctx.get(), t)) {
+        t->buffer = p.buf.get();
     }
-    return buf;
+    // the scheduler places an operation where its weights are
+    ggml_backend_buffer_set_usage(p.buf.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    LLAMA_LOG_INFO(
+        "skip: %12s bypass buffer size = %8.2f MiB\n", ggml_backend_buffer_name(p.buf.get()), p.size / 1024.0 / 1024.0);
 }
 
 void llama_skip_bypasses::load(const llama_model & model) {
-    const bool no_alloc = model.hparams.no_alloc;
     for (auto & gap : gaps) {
         ggml_context * ctx = ctx_for(choose_buft(model, gap));
         for (ggml_tensor ** t : { &gap.a, &gap.b, &gap.u, &gap.v }) {
@@ -100,20 +106,11 @@ void llama_skip_bypasses::load(const llama_model & model) {
         }
     }
     for (auto & p : parts) {
-        p.size = ggml_backend_alloc_ctx_tensors_from_buft_size(p.ctx.get(), p.buft);
-        p.buf.reset(alloc_buffer(p.ctx.get(), p.buft, no_alloc));
-        if (!p.buf) {
-            throw std::runtime_error(
-                format("unable to allocate %zu bytes of %s for a bypass", p.size, ggml_backend_buft_name(p.buft)));
-        }
-        // the scheduler places an operation where its weights are
-        ggml_backend_buffer_set_usage(p.buf.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-        LLAMA_LOG_INFO("skip: %12s bypass buffer size = %8.2f MiB\n", ggml_backend_buffer_name(p.buf.get()),
-            p.size / 1024.0 / 1024.0);
+        allocate(p, model.hparams.no_alloc);
     }
     for (const auto & gap : gaps) {
         for (ggml_tensor * t : gap.tensors()) {
-            if (!no_alloc) {
+            if (!model.hparams.no_alloc) {
                 ggml_backend_tensor_set(t, data_of(t).data(), 0, ggml_nbytes(t));
             }
         }
@@ -130,12 +127,11 @@ void llama_skip_bypass_sizes(
 }
 
 void llama_skip_load_bypasses(llama_model & model) {
-    const auto & bypasses = model.skip->bypasses;
-    if (bypasses == nullptr) {
+    if (!model.skip->bypasses) {
         return;
     }
-    bypasses->load(model);
-    for (const auto & gap : bypasses->all()) {
+    model.skip->bypasses->load(model);
+    for (const auto & gap : model.skip->bypasses->all()) {
         for (ggml_tensor * t : gap.tensors()) {
             model.tensors_by_name.emplace_back(t->name, t); // counts for the number of nodes that a graph may have
         }

@@ -90,7 +90,7 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
     if (set.bypasses) {
         ml.n_bytes += set.bypasses->n_bytes();
         ml.n_elements += set.bypasses->n_elements();
-        if (!ml.no_alloc && !hparams.vocab_only) {
+        if (!ml.no_alloc) {
             set.bypasses->read_data(); // before any weight
         }
     }
