@@ -13,9 +13,12 @@ import pytest
 from builds import Build
 from gguf import GGMLQuantizationType as Type
 from libllama import Library, Override
-from oracle import ALIGNMENT, expand, logits
+from oracle import ALIGNMENT, expand, logits, skip
 from plan_files import Bypass, random_bypass, write_gguf
 from rpc import Proxy, rpc_device
+from test_bypass import halves
+from test_devices import on_devices as on_devices_split
+from test_neighbours import SPLIT_TENSOR
 
 N_EMBD, N_LAYER, RANK = 64, 4, 32
 TOKENS = [1, 338, 2501, 99, 7, 410, 3, 77, 12]
@@ -151,6 +154,26 @@ def test_weights_overridden_to_the_host(
         logits, tiny, TOKENS, {"skip.plan": plan}, n_single=3, n_ctx=64, use_extra_bufts=False
     )
     assert np.array_equal(found, local)
+
+
+def test_split_mode_tensor(
+    ours: Build, smollm2: Path, tokens: list[int], tmp_path: Path, devices: list[Proxy]
+) -> None:
+    """Each of the devices that share every block has the whole bypass, and does what it does to a scale."""
+    endpoints = [d.endpoint for d in devices]
+    options = {"n_gpu_layers": 99, "split_mode": SPLIT_TENSOR, "flash": "on"}
+    expected, _ = ours.worker.fresh(
+        on_devices_split, endpoints, smollm2, tokens[:12], skip("13", "0.5"), **options
+    )
+    for i, bypass in enumerate(halves(13, 576)):
+        plan = write_gguf(tmp_path / f"{i}.gguf", smollm2, "13", [bypass])
+        found, _ = ours.worker.fresh(
+            on_devices_split, endpoints, smollm2, tokens[:12], {"skip.plan": f"@{plan}"}, **options
+        )
+        assert np.array_equal(found, expected)
+        for device in devices:
+            assert on_device(device) == sizes(bypass)
+            device.tensors.clear()
 
 
 @pytest.mark.parametrize("n_gpu_layers", [0, 2, 99])
