@@ -6,14 +6,16 @@ Blocks are chosen on the first --tokens of TEXT, as in choice.py, gaps are fitte
 and all is judged on another text and on the model's own writing. A gap is filled with
 
     identity    nothing
-    scale       the mean ratio of the norms behind and before it (Prune&Comp)
+    norm ratio  the mean ratio of the norms behind and before it (Prune&Comp)
     full map    unweighted least squares from stream to stream, full rank, no penalty (as ReplaceMe fits)
+    scale       the least-squares factor of `llama-skip heal`, where it is better than 1 on text held out
     healed      what `llama-skip heal` finds: rank at most a quarter of the width, chosen on text held out
 
 d is ln(perplexity / the full model's), its ratio to that of the greedy path of `llama-skip score` with the
-identity. Bounds for the healed greedy path: 0.7 on the judging text, 1 on the model's own writing. FOLDER
-keeps scores, plans, quantizations and evaluations, and what is there is not made again. The exit code is 1
-where a bound is missed.
+identity; no ratio is shown where leaving blocks out lowers the perplexity. Bounds on d for the greedy path:
+healed, 0.7 of the identity's on the judging text, and no more than that on the model's own writing; scale, no
+more on the judging text. FOLDER keeps scores, plans, quantizations and evaluations, and what is there is not
+made again. The exit code is 1 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,18 +40,20 @@ from llama_skip._tools import tool_path
 from llama_skip.bypass import Bypass
 from llama_skip.eval import evaluate
 from llama_skip.evalfile import EvalRow, Evaluation
-from llama_skip.healer import Healer
-from llama_skip.healing import heal_plan
+from llama_skip.healer import Healer, Trial
+from llama_skip.healing import OWN_WRITING, heal_plan
 from llama_skip.identity import block_bytes, identify
 from llama_skip.planfile import Plan, write_plan
 from llama_skip.progress import progress
 from llama_skip.quality import text_windows
+from llama_skip.regression import LinearFits, Sums
 from llama_skip.scorefile import share_of_blocks
 from llama_skip.skipset import gaps, ranges_text
 from llama_skip.texts import read_text
 
-BOUNDS = {"judging": 0.7, "own writing": 1.0}
-FILLS = ("identity", "scale", "full map", "healed")
+TEXTS = ("judging", "own writing")
+BOUNDS = {("healed", "judging"): 0.7, ("healed", "own writing"): 1.0, ("scale", "judging"): 1.0}
+FILLS = ("identity", "norm ratio", "full map", "scale", "healed")
 WAYS = ("greedy", "SLEB", "one-shot", "influence", "angular")
 
 
@@ -71,19 +76,29 @@ class FullMap:
         return replace(made, tensors=exact)
 
 
+class Scales(Healer):
+    """Heals with a factor at most."""
+
+    def _first(self, gap: range, sums: Sums, fits: LinearFits) -> Iterator[Trial]:
+        return islice(super()._first(gap, sums, fits), 2)
+
+
 def baseline(model: Path, fill: str, blocks: list[int], args: argparse.Namespace) -> Plan:
     """Return the plan with the gaps filled in order, each fitted on what those before it leave."""
     plan = Plan(identify(model), ranges_text(blocks), found={"method": fill})
     if fill == "identity":
         return plan
-    with Llama(model, n_ctx=args.ctx_size, hidden_states=True, verbose=False, **threads(args)) as llm:
+    with Llama(model, n_ctx=args.ctx_size, hidden_states=True, verbose=False, **options(args)) as llm:
         n_windows = args.heal_tokens // args.ctx_size
         tokens, _ = read_text(llm, args.file, n_ctx=args.ctx_size, n_windows=n_windows)
         windows = text_windows(llm, tokens, args.ctx_size)
         with progress(len(gaps(blocks)) * len(windows)) as bar, TemporaryDirectory() as folder:
             bar.say(f"{fill} at {ranges_text(blocks)}")
-            healer = Healer(llm, windows, blocks, block_bytes(model), None, Path(folder), bar)
+            healer = Scales(llm, [windows], blocks, block_bytes(model), None, Path(folder), bar)
             for gap in gaps(blocks):
+                if fill == "scale":
+                    plan, _ = healer.heal(plan, gap)
+                    continue
                 ratios, full = [], FullMap(llm.n_embd())
                 for x, t in healer.streams(plan, gap):
                     ratios.append(np.linalg.norm(t, axis=1) / np.linalg.norm(x, axis=1))
@@ -96,9 +111,9 @@ def baseline(model: Path, fill: str, blocks: list[int], args: argparse.Namespace
     return plan
 
 
-def plan_file(model: Path, fill: str, way: str, blocks: list[int], args: argparse.Namespace) -> Path:
+def plan_file(model: Path, fill: str, blocks: list[int], args: argparse.Namespace) -> Path:
     """Return the file of a plan, which is made if it is not there."""
-    path = args.folder / f"{model.stem}.{way}.{len(blocks)}.{fill.replace(' ', '-')}.plan"
+    path = args.folder / f"{model.stem}.{ranges_text(blocks)}.{fill.replace(' ', '-')}.plan"
     if path.exists():
         return Path(path)
     if fill == "healed":
@@ -108,10 +123,11 @@ def plan_file(model: Path, fill: str, way: str, blocks: list[int], args: argpars
             text=args.file,
             output=path,
             n_tokens=args.heal_tokens,
+            own_writing=args.own_writing,
             n_ctx=args.ctx_size,
             show_progress=True,
             log=lambda line: print(line, file=sys.stderr),
-            **threads(args),
+            **options(args),
         )
     else:
         write_plan(path, baseline(model, fill, blocks, args))
@@ -127,14 +143,31 @@ def quantized(model: Path, kind: str, args: argparse.Namespace) -> Path:
     return path
 
 
-def threads(args: argparse.Namespace) -> dict[str, int]:
-    return {"n_threads": args.threads, "n_threads_batch": args.threads}
+def options(args: argparse.Namespace) -> dict[str, int]:
+    given = {"n_threads": args.threads, "n_threads_batch": args.threads}
+    return given if args.gpu_layers is None else {**given, "n_gpu_layers": args.gpu_layers}
+
+
+def texts(model: Path, args: argparse.Namespace) -> dict[str, Path]:
+    """Return the files to judge on, which are made if they are not there."""
+    found = {
+        "judging": args.folder / "judging.txt",
+        "own writing": args.folder / f"{model.stem}.own-writing.txt",
+    }
+    if not found["judging"].exists():
+        found["judging"].write_bytes(choice.judging_text(args))
+    if not found["own writing"].exists():
+        n_windows = args.judge_tokens // args.ctx_size + 1  # cut anew, text can be a few tokens shorter
+        with Llama(model, n_ctx=args.ctx_size, verbose=False, **options(args)) as llm:
+            tokens, _ = read_text(
+                llm, None, n_ctx=args.ctx_size, n_windows=n_windows, n_written=n_windows, show_progress=True
+            )
+            found["own writing"].write_bytes(llm.detokenize(tokens))
+    return found
 
 
 def judged(model: Path, plans: list[Path], args: argparse.Namespace) -> dict[str, Evaluation]:
     """Return what all plans and quantizations do on both texts."""
-    texts: dict[str, Path | None] = {"judging": args.folder / "judging.txt", "own writing": None}
-    (args.folder / "judging.txt").write_bytes(choice.judging_text(args))
     return {
         name: evaluate(
             model,
@@ -146,9 +179,9 @@ def judged(model: Path, plans: list[Path], args: argparse.Namespace) -> dict[str
             speed=False,
             output=args.folder / f"{model.stem}.{name.replace(' ', '-')}.eval.json",
             show_progress=True,
-            **threads(args),
+            **options(args),
         )
-        for name, text in texts.items()
+        for name, text in texts(model, args).items()
     }
 
 
@@ -156,17 +189,17 @@ def rows(model: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a row for each plan and quantization of a model."""
     n_layer = identify(model).n_layer
     score, found = choice.chosen(model, args)
-    made: dict[Path, dict[str, Any]] = {}
+    made: list[tuple[Path, dict[str, Any]]] = []
     for share in args.shares:
         chosen = choice.choices(score, found, share_of_blocks(share, n_layer))
         for way in args.ways:
-            for fill in FILLS:
-                path = plan_file(model, fill, way, sorted(chosen[way]), args)
-                blocks = ranges_text(sorted(chosen[way]))
-                made[path] = {"share": share, "way": way, "blocks": blocks, "fill": fill}
-    evaluations = judged(model, list(made), args)
-    by_name = {
-        text: {name: row for row in found.rows for name in row.name.split(" = ")}
+            blocks = sorted(chosen[way])
+            for fill in args.fills:
+                row = {"share": share, "way": way, "blocks": ranges_text(blocks), "fill": fill}
+                made.append((plan_file(model, fill, blocks, args), row))
+    evaluations = judged(model, sorted({path for path, _ in made}), args)
+    by_name = {  # what was asked for comes first in a file, before what older plans of that name did
+        text: {name: row for row in reversed(found.rows) for name in row.name.split(" = ")}
         for text, found in evaluations.items()
     }
 
@@ -190,31 +223,34 @@ def rows(model: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"share": 0.0, "way": kind, "blocks": "none", "fill": "", **measured(name)}
     identity = {
         row["share"]: measured(path.stem)
-        for path, row in made.items()
+        for path, row in made
         if (row["way"], row["fill"]) == (WAYS[0], "identity")
     }
-    for path, row in made.items():
+    for path, row in made:
         values = measured(path.stem)
-        for text, bound in BOUNDS.items():
-            values[text]["ratio"] = values[text]["d"] / identity[row["share"]][text]["d"]
-            is_bound = row["way"] == WAYS[0] and row["fill"] == "healed"
-            values[text]["missed"] = is_bound and values[text]["ratio"] > bound
+        for text in TEXTS:
+            least = identity[row["share"]][text]["d"]
+            if least > 0:
+                values[text]["ratio"] = values[text]["d"] / least
+            bound = BOUNDS.get((row["fill"], text)) if row["way"] == WAYS[0] else None
+            values[text]["missed"] = bound is not None and values[text]["d"] > bound * least
         yield {**row, **values}
 
 
 def table(model: Path, found: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of a table in Markdown."""
     yield f"{model.name}\n"
-    head = ["share", "chosen by", "left out", "gap", "MiB", "perplexity", "KL", "d ratio"]
-    yield f"| {' | '.join([*head, 'own writing: KL', 'd ratio'])} |"
-    yield "|---" * (len(head) + 2) + "|"
+    head = ["share", "chosen by", "left out", "gap", "MiB", "perplexity", "KL", "d", "d ratio"]
+    yield f"| {' | '.join([*head, 'own writing: KL', 'd', 'd ratio'])} |"
+    yield "|---" * (len(head) + 3) + "|"
     for row in found:
         cells = [f"{row['share']:.0%}", row["way"], row["blocks"], row["fill"], f"{row['MiB']:.1f}"]
-        for text in BOUNDS:
+        for text in TEXTS:
             values = row[text]
             ratio = f"{values['ratio']:.3f}" if "ratio" in values else ""
             cells += [f"{values['perplexity']:,.2f}"] if text == "judging" else []
-            cells += [f"{values['kld']:.3f}", ratio + (" (missed)" if values.get("missed") else "")]
+            missed = " (missed)" if values.get("missed") else ""
+            cells += [f"{values['kld']:.3f}", f"{values['d']:.3f}", ratio + missed]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -229,12 +265,15 @@ def main(argv: list[str] | None = None) -> int:
     add("-d", "--folder", type=Path, default=Path(), help="default: here")
     add("--quant", action="append", default=[], metavar="TYPE", help="of llama-quantize; repeat it")
     add("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    add("--fills", nargs="+", choices=FILLS, default=list(FILLS), help="identity is always needed")
     add("--shares", nargs="+", type=float, default=list(choice.SHARES))
     add("--tokens", type=int, default=4096, metavar="N", help="to choose blocks on (default: 4096)")
     add("--heal-tokens", type=int, default=32768, metavar="N", help="to fit on (default: 32768)")
+    add("--own-writing", type=float, default=OWN_WRITING, metavar="SHARE", help="of the tokens healed on")
     add("--judge-tokens", type=int, default=8192, metavar="N", help="to judge on (default: 8192)")
     add("-c", "--ctx-size", type=int, default=512, metavar="N")
     add("-t", "--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    add("-ngl", "--gpu-layers", type=int, metavar="N", help="blocks on devices, as of Llama")
     add("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.file is None:
@@ -245,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(found, indent=1))
     else:
         print("\n\n".join("\n".join(table(Path(name), of_model)) for name, of_model in found.items()))
-    missed = (row[text].get("missed") for of_model in found.values() for row in of_model for text in BOUNDS)
+    missed = (row[text].get("missed") for of_model in found.values() for row in of_model for text in TEXTS)
     return int(any(missed))
 
 

@@ -26,7 +26,7 @@ LAYERS = "0,2-3,5"
 
 
 def healed_plan(model: Path, text: Path, **kwargs: Any) -> Plan:
-    settings = {"text": text, "n_tokens": N_CTX * N_WINDOWS, "n_ctx": N_CTX, **OPTIONS}
+    settings = {"text": text, "n_tokens": N_CTX * N_WINDOWS, "n_ctx": N_CTX, "own_writing": 0, **OPTIONS}
     return healing.heal_plan(model, **{"skip_layers": LAYERS, **settings, **kwargs})
 
 
@@ -94,7 +94,7 @@ def test_the_streams_are_those_of_the_models(model: Path, text: Path, tmp_path: 
     blocks = [0, 2, 3, 5]
     bar = healing.progress(0, shown=False)
     with bar as shown:
-        work = healer.Healer(llm, windows, blocks, [0] * N_BLOCKS, None, tmp_path, shown)
+        work = healer.Healer(llm, [windows], blocks, [0] * N_BLOCKS, None, tmp_path, shown)
         done = healed_plan(model, text, skip_layers="0")
         done = replace(done, skip_layers=LAYERS)
         pairs = list(work.streams(done, range(2, 4)))
@@ -115,7 +115,7 @@ def test_sums_do_not_depend_on_the_gap_at_the_end(model: Path, text: Path, tmp_p
     windows = windows_of(model, text)
     fresh = Plan(healing.identify(model), "5")
     with healing.progress(0, shown=False) as shown:
-        work = healer.Healer(llm, windows, [5], [0] * N_BLOCKS, None, tmp_path, shown)
+        work = healer.Healer(llm, [windows], [5], [0] * N_BLOCKS, None, tmp_path, shown)
         x, t = next(work.streams(fresh, range(5, 6)))
     llm.set_mask(None)
     states = llm.hidden_states(work.fitted_on[0])
@@ -178,6 +178,8 @@ def test_what_cannot_hold_a_bypass_says_so(healed: Path, model: Path, tmp_path: 
         ({"plan": "x"}, "either"),
         ({"rank": 0}, "rank"),
         ({"n_tokens": N_CTX}, "two windows"),
+        ({"own_writing": 1}, "own_writing is 1"),
+        ({"own_writing": -0.5}, "own_writing is -0.5"),
     ],
 )
 def test_bad_arguments(model: Path, text: Path, kwargs: dict[str, Any], message: str) -> None:
@@ -192,6 +194,31 @@ def test_a_text_of_one_window(model: Path, tmp_path: Path) -> None:
         healed_plan(model, short)
 
 
+def test_own_writing_beside_a_text(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third of the windows are the model's own, and of both texts one is held out."""
+    seen: list[healer.Healer] = []
+    heal = healer.Healer.heal
+
+    def noted(self: healer.Healer, *args: Any) -> Any:
+        seen.append(self)
+        return heal(self, *args)
+
+    monkeypatch.setattr(healer.Healer, "heal", noted)
+    plan = healed_plan(model, text, skip_layers="5", own_writing=1 / 3)
+    file, own = plan.found["heal"]["texts"]
+    assert (file["source"], file["n_windows"]) == ("file", N_WINDOWS - 2)
+    assert (own["source"], own["n_windows"]) == ("self", 2)
+    windows = windows_of(model, text)[: N_WINDOWS - 2]
+    assert seen[0].held_out[0] == windows[-1] and seen[0].fitted_on[:-1] == windows[:-1]
+    assert len(seen[0].held_out) == 2 and len(seen[0].fitted_on) == N_WINDOWS - 2
+    # of a text that is short there is less of it
+    plan = healed_plan(model, text, skip_layers="5", n_tokens=100 * N_CTX, own_writing=0.25)
+    file, own = plan.found["heal"]["texts"]
+    assert (file["n_windows"], own["n_windows"]) == (N_WINDOWS + 1, 2)
+
+
 def test_command(model: Path, text: Path, tmp_path: Path) -> None:
     options = [
         "--tokens",
@@ -204,6 +231,8 @@ def test_command(model: Path, text: Path, tmp_path: Path) -> None:
         "off",
         "-b",
         str(N_CTX),
+        "--own-writing",
+        "0",
     ]
     command = [*COMMAND, str(model), "--skip-layers", "2-3", "-f", str(text), *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -213,3 +242,5 @@ def test_command(model: Path, text: Path, tmp_path: Path) -> None:
     assert f"gap 2-3: {plan.bypass[0].tier if plan.bypass else ''}" in done.stderr
     bad = subprocess.run([*command, "--rank", "x"], capture_output=True, text=True, cwd=tmp_path)
     assert bad.returncode == 2 and "--rank x" in bad.stderr
+    bad = subprocess.run([*command, "--own-writing", "1"], capture_output=True, text=True, cwd=tmp_path)
+    assert bad.returncode == 2 and "--own-writing 1" in bad.stderr

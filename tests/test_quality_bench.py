@@ -39,7 +39,7 @@ def run(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
         finally:
             sys.stdout = stdout
     rows: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())["plain.gguf"]
-    assert code == int(any(row[text].get("missed") for row in rows for text in quality.BOUNDS))
+    assert code == int(any(row[text].get("missed") for row in rows for text in quality.TEXTS))
     return folder, rows
 
 
@@ -54,22 +54,28 @@ def test_every_choice_with_every_fill(run: tuple[Path, list[dict[str, Any]]]) ->
     for row in rows[2:]:
         d = math.log(row["judging"]["perplexity"] / full)
         expected = math.log(identity["judging"]["perplexity"] / full)
-        assert row["judging"]["ratio"] == pytest.approx(d / expected)
+        assert row["judging"]["d"] == pytest.approx(d)
+        if expected > 0:
+            assert row["judging"]["ratio"] == pytest.approx(d / expected)
+        bound = quality.BOUNDS.get((row["fill"], "judging")) if row["way"] == "greedy" else None
+        assert row["judging"]["missed"] == (bound is not None and d > bound * expected)
     lines = list(quality.table(Path("plain.gguf"), rows))
     assert len(lines) == len(rows) + 3 and lines[0] == "plain.gguf\n"
-    assert {line.count("|") for line in lines[1:]} == {11}
+    assert {line.count("|") for line in lines[1:]} == {13}
     found = read_evaluation(folder / "plain.judging.eval.json")
     assert found.text.name == "judging.txt" and found.complete
 
 
 def test_the_baselines_are_what_they_are_called(run: tuple[Path, list[dict[str, Any]]]) -> None:
-    folder, _ = run
+    folder, rows = run
+    blocks = next(row["blocks"] for row in rows if row["way"] == "greedy")
     plans = {
-        fill: read_plan(folder / f"plain.greedy.2.{fill.replace(' ', '-')}.plan") for fill in quality.FILLS
+        fill: read_plan(folder / f"plain.{blocks}.{fill.replace(' ', '-')}.plan") for fill in quality.FILLS
     }
     assert len({plan.skip_layers for plan in plans.values()}) == 1
     assert not plans["identity"].bypass and not plans["identity"].skip_scale
-    assert plans["scale"].skip_scale and not plans["scale"].bypass
+    assert plans["norm ratio"].skip_scale and not plans["norm ratio"].bypass
+    assert not plans["scale"].bypass
     for part in plans["full map"].bypass:
         n_embd = plans["full map"].model.n_embd
         assert (part.rank, part.norm_eps) == (n_embd, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llama_skip import bypass
 from llama_skip.command import Parser, UsageError, run
-from llama_skip.healing import LEAST_CTX, N_TOKENS, heal_plan
+from llama_skip.healing import LEAST_CTX, N_TOKENS, OWN_WRITING, heal_plan
 from llama_skip.loaded import MIB
 from llama_skip.options import add_model_options, model_options
 from llama_skip.planfile import Plan
@@ -37,7 +37,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=int,
         default=N_TOKENS,
-        help=f"tokens of TEXT at most (default: {N_TOKENS})",
+        help=f"tokens to fit on at most (default: {N_TOKENS})",
+    )
+    add(
+        "--own-writing",
+        metavar="SHARE",
+        type=float,
+        default=OWN_WRITING,
+        help=f"share of these that the model writes itself beside TEXT (default: {OWN_WRITING})",
     )
     add("--rank", metavar="R|auto", default="auto", help="rank of the linear maps at most (default: auto)")
     add("-o", "--output", metavar="FILE", help="the plan to write (default: MODEL.heal.gguf here)")
@@ -54,6 +61,8 @@ def _heal(args: argparse.Namespace) -> int:
     options = model_options(args)
     if options["n_ctx"] < LEAST_CTX or args.tokens < 2 * options["n_ctx"]:
         raise UsageError(f"--ctx-size has to be at least {LEAST_CTX}, and --tokens twice that")
+    if not 0 <= args.own_writing < 1:
+        raise UsageError(f"--own-writing {args.own_writing}: expected 0 to less than 1")
     output = args.output or f"{Path(args.model).stem}.heal.gguf"
     plan = heal_plan(
         args.model,
@@ -63,6 +72,7 @@ def _heal(args: argparse.Namespace) -> int:
         output=output,
         rank=rank,
         n_tokens=args.tokens,
+        own_writing=args.own_writing,
         show_progress=True,
         log=lambda line: print(line, file=sys.stderr),
         **options,

@@ -27,6 +27,7 @@ BYTES_SHARE = 10  # and a bypass at most the gap's bytes over this
 N_TRIALS = len(RIDGES) + 5
 
 Stream = npt.NDArray[np.float32]
+Windows = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Healer:
 
     Args:
         llm: the full model, loaded with hidden_states=True.
-        windows: of the text; the fit does not see held_out() of them.
+        windows: of each text; the fit does not see held_out() of them.
         blocks: the set.
         sizes: bytes of each block.
         rank: of linear maps at most; None: RANK_SHARE and BYTES_SHARE decide alone.
@@ -78,7 +79,7 @@ class Healer:
     def __init__(
         self,
         llm: Llama,
-        windows: Sequence[Sequence[int]],
+        windows: Sequence[Windows],
         blocks: Sequence[int],
         sizes: Sequence[int],
         rank: int | None,
@@ -86,8 +87,10 @@ class Healer:
         bar: Progress,
     ) -> None:
         self.llm = llm
-        self.held_out = [windows[i] for i in held_out(windows)]
-        self.fitted_on = [window for i, window in enumerate(windows) if i not in held_out(windows)]
+        self.held_out = [of_text[i] for of_text in windows for i in held_out(of_text)]
+        self.fitted_on = [
+            window for of_text in windows for i, window in enumerate(of_text) if i not in held_out(of_text)
+        ]
         self.blocks = blocks
         self.sizes = sizes
         self.rank = rank

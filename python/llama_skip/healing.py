@@ -17,10 +17,12 @@ from llama_skip.options import DEFAULTS
 from llama_skip.planfile import Plan, read_plan, write_plan
 from llama_skip.progress import progress
 from llama_skip.quality import text_windows
+from llama_skip.scorefile import TextInfo
 from llama_skip.texts import read_text
 
 N_TOKENS = 32768
 LEAST_CTX = 32
+OWN_WRITING = 0.25
 HEALED = ", healed"
 SEED = 8642  # of the model's own writing
 Log = Callable[[str], object]
@@ -35,6 +37,7 @@ def heal_plan(
     output: StrPath | None = None,
     rank: int | None = None,
     n_tokens: int = N_TOKENS,
+    own_writing: float = OWN_WRITING,
     n_ctx: int = 512,
     show_progress: bool = False,
     log: Log = lambda line: None,
@@ -55,7 +58,9 @@ def heal_plan(
             goes on from there.
         rank: of the linear maps at most; None: a quarter of the width. A bypass takes at most a tenth of its
             gap's bytes.
-        n_tokens: tokens of the text to use at most, whole windows of n_ctx.
+        n_tokens: tokens to use at most, whole windows of n_ctx.
+        own_writing: the share of these that the model itself writes beside a text, so that what is fitted to
+            the text does no harm elsewhere; 0 to less than 1.
         n_ctx: tokens in a window.
         show_progress: show a bar on stderr.
         log: called with each line that a user should see.
@@ -74,6 +79,8 @@ def heal_plan(
         raise ValueError(
             f"{n_tokens} tokens in windows of {n_ctx}: at least two windows of {LEAST_CTX} are needed"
         )
+    if not 0 <= own_writing < 1:
+        raise ValueError(f"own_writing is {own_writing}, it has to be from 0 to less than 1")
     if rank is not None and rank < 1:
         raise ValueError(f"a rank of {rank} is below 1")
     if output is not None:
@@ -84,22 +91,12 @@ def heal_plan(
         raise ValueError("no block is left out, there is no gap to heal")
     fresh = replace(fresh, skip_layers=skipset.ranges_text(blocks))
     with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **{**DEFAULTS, **options}) as llm:
-        n_windows = n_tokens // n_ctx
-        tokens, info = read_text(
-            llm,
-            text,
-            n_ctx=n_ctx,
-            n_windows=n_windows,
-            n_written=n_windows,
-            seed=SEED,
-            show_progress=show_progress,
-        )
-        if info.n_windows < 2:
-            raise ValueError(f"{info.name}: one window of {n_ctx} tokens; one to choose by is needed too")
-        windows = text_windows(llm, tokens, n_ctx)
-        fresh.found["heal"] = {"text": asdict(info), "rank": rank, "ridges": list(healer.RIDGES), "gaps": []}
+        windows, infos = _texts(llm, text, n_ctx, n_tokens // n_ctx, own_writing, show_progress)
+        settings = {"rank": rank, "ridges": list(healer.RIDGES)}
+        fresh.found["heal"] = {"texts": [asdict(info) for info in infos], **settings, "gaps": []}
         gaps = skipset.gaps(blocks)
-        n_steps = len(gaps) * (len(windows) + healer.N_TRIALS * len(healer.held_out(windows)))
+        n_held = sum(len(healer.held_out(of_text)) for of_text in windows)
+        n_steps = len(gaps) * (sum(map(len, windows)) - n_held + healer.N_TRIALS * n_held)
         with progress(n_steps, shown=show_progress) as bar, TemporaryDirectory() as folder:
             work = Healer(llm, windows, blocks, block_bytes(model_path), rank, Path(folder), bar)
             healed = _begun(fresh, output)
@@ -116,6 +113,33 @@ def heal_plan(
         write_plan(output, healed)
         _part(output).unlink()
     return healed
+
+
+def _texts(
+    llm: Llama, text: StrPath | None, n_ctx: int, n_windows: int, own_writing: float, show_progress: bool
+) -> tuple[list[healer.Windows], list[TextInfo]]:
+    """Return the windows of the text and of the model's own writing, each with where it is from."""
+    windows: list[healer.Windows] = []
+    infos: list[TextInfo] = []
+
+    def add(path: StrPath | None, n: int) -> None:
+        tokens, info = read_text(
+            llm, path, n_ctx=n_ctx, n_windows=n, n_written=n, seed=SEED, show_progress=show_progress
+        )
+        windows.append(text_windows(llm, tokens, n_ctx))
+        infos.append(info)
+
+    n_own = 0 if text is None else round(own_writing * n_windows)
+    if n_own < 2:  # one to fit on, one to choose by
+        n_own = 0
+    add(text, n_windows - n_own)
+    n_text = infos[0].n_windows
+    if n_text < 2:
+        raise ValueError(f"{infos[0].name}: one window of {n_ctx} tokens; one to choose by is needed too")
+    n_own = min(n_own, round(n_text * own_writing / (1 - own_writing)))  # of a text that is short
+    if n_own >= 2:
+        add(None, n_own)
+    return windows, infos
 
 
 def _unhealed(
