@@ -1,7 +1,8 @@
 #pragma once
 
 // Blocks left out: additions to llama.h. What to leave out at load travels in llama_model_params.kv_overrides
-// ("skip.layers" or "skip.plan", "skip.scale", "skip.untested"), so no public struct of llama.h changes.
+// ("skip.layers" or "skip.plan", "skip.scale", "skip.untested"; "skip.disk", "skip.disk_scale", "skip.disk_strict",
+// "skip.disk_idle"), so no public struct of llama.h changes.
 
 #include "llama.h"
 
@@ -22,7 +23,10 @@ LLAMA_API const char * llama_skip_error(void);
 LLAMA_API bool llama_skip_check(const char * path_model, const char * layers, const char * scale,
     const char * name_layers, const char * name_scale);
 
-// The same for overrides.
+// What the grammar refuses of the values of --disk-layers, --disk-scale and --disk-idle; each may be empty.
+LLAMA_API bool llama_skip_check_disk(const char * layers, const char * scale, const char * idle);
+
+// llama_skip_check() for overrides.
 LLAMA_API bool llama_skip_check_overrides(const char * path_model, const struct llama_model_kv_override * overrides);
 
 // The same, with the names of the flags that the overrides stand for.
@@ -60,6 +64,26 @@ LLAMA_API bool llama_skip_set_mask(struct llama_context * ctx, const char * laye
 // states are refused. Empty when nothing is left out; valid as those above.
 LLAMA_API const char * llama_skip_state_tag(const struct llama_context * ctx);
 LLAMA_API bool         llama_skip_is_masked(const struct llama_context * ctx, int32_t il);
+
+// Disk blocks: mapped from the file, run on the host, their output x + S*(f(x) - x).
+LLAMA_API bool    llama_model_is_on_disk(const struct llama_model * model, int32_t il);
+LLAMA_API int32_t llama_model_n_on_disk(const struct llama_model * model);
+
+// The blocks, and those S that are not 1, in the form of the flags; valid as those above.
+LLAMA_API const char * llama_model_disk_layers(const struct llama_model * model);
+LLAMA_API const char * llama_model_disk_scale(const struct llama_model * model);
+
+// Hands the mapped pages of disk blocks back to the system, those in the page cache too where nothing else maps them. May be
+// called at any time; the next llama_decode() reads them again.
+LLAMA_API void llama_skip_standby(const struct llama_model * model);
+
+// bytes of disk blocks that are mapped, and those of them in this process's memory (0 where the system does not tell)
+LLAMA_API uint64_t llama_skip_disk_mapped(const struct llama_model * model);
+LLAMA_API uint64_t llama_skip_disk_resident(const struct llama_model * model);
+
+// Of a model with disk blocks: where the nodes of block il ran in the last graph of the context. False when that is not known.
+LLAMA_API bool llama_skip_disk_nodes(
+    const struct llama_context * ctx, int32_t il, int32_t * n_host, int32_t * n_device);
 
 #ifdef __cplusplus
 }

@@ -2,6 +2,7 @@
 
 #include "skip-bypass.h"
 #include "skip-cvec.h"
+#include "skip-disk-make.h"
 #include "skip-load.h"
 #include "skip-make.h"
 #include "skip-mask.h"
@@ -65,13 +66,12 @@ static checked_file check(const char * path_model, const llama_skip_spec & spec,
     static_cast<llama_skip_set &>(res) = llama_skip_resolve(*ml, *model, spec, names);
 
     ml->skip.init(*ml, res.skip);
-    res.skip.n_bytes = ml->skip.n_bytes;
-    res.model        = std::move(model);
+    res.model = std::move(model);
     return res;
 }
 
-// The blocks that a plan leaves out. Callers ask for one block after the other, so the last answer is kept until the
-// next check of a plan in this thread.
+// The blocks that a plan leaves out or keeps on disk. Callers ask for one block after the other, so the last answer is
+// kept until the next check of a plan in this thread.
 static thread_local struct {
     std::string     path_model;
     std::string     plan;
@@ -83,7 +83,8 @@ static const llama_skip_mask & plan_blocks(const std::string & path_model, const
         const checked_file file = check(path_model.c_str(), spec, {});
         last_plan               = { path_model, spec.plan, {} };
         if (file.model) {
-            last_plan.blocks = file.skip.file_blocks(file.model->hparams.n_layer());
+            last_plan.blocks =
+                file.skip.file_blocks(file.skip.out | file.skip.disk.blocks, file.model->hparams.n_layer());
         }
     }
     return last_plan.blocks;
@@ -93,7 +94,7 @@ bool llama_skip_check(const char * path_model, const char * layers, const char *
     const char * name_scale) {
     try {
         const llama_skip_spec  spec  = llama_skip_make_spec(layers ? layers : "", scale ? scale : "");
-        const llama_skip_names names = { name_layers, name_scale };
+        const llama_skip_names names = llama_skip_names_for(name_layers, name_scale);
 
         // the grammar first: it needs no file
         if (!spec.plan.empty()) {
@@ -113,6 +114,20 @@ bool llama_skip_check(const char * path_model, const char * layers, const char *
     }
 }
 
+bool llama_skip_check_disk(const char * layers, const char * scale, const char * idle) {
+    try {
+        llama_skip_spec spec;
+        spec.disk       = layers;
+        spec.disk_scale = scale;
+        spec.disk_idle  = idle;
+        llama_skip_disk_parse(spec, llama_skip_names_for("--skip-layers", "--skip-scale"));
+        return true;
+    } catch (const std::exception & err) {
+        last_error = err.what();
+        return false;
+    }
+}
+
 bool llama_skip_check_overrides(const char * path_model, const llama_model_kv_override * overrides) {
     return llama_skip_check_flags(path_model, overrides, LLAMA_SKIP_KEY_LAYERS, LLAMA_SKIP_KEY_SCALE);
 }
@@ -120,7 +135,7 @@ bool llama_skip_check_overrides(const char * path_model, const llama_model_kv_ov
 bool llama_skip_check_flags(const char * path_model, const llama_model_kv_override * overrides,
     const char * name_layers, const char * name_scale) {
     try {
-        check(path_model, llama_skip_read_overrides(overrides), { name_layers, name_scale });
+        check(path_model, llama_skip_read_overrides(overrides), llama_skip_names_for(name_layers, name_scale));
         last_plan.plan.clear();
         return true;
     } catch (const std::exception & err) {
@@ -133,7 +148,7 @@ const char * llama_skip_describe(const char * path_model, const llama_model_kv_o
     last_text.clear();
     try {
         const checked_file file = check(path_model, llama_skip_read_overrides(overrides), {});
-        if (file.skip.any()) {
+        if (file.skip.any() || file.skip.disk.any()) {
             last_text = llama_skip_summary(file.skip, file.model->hparams.n_layer());
         }
     } catch (const std::exception & err) {
@@ -176,7 +191,19 @@ const char * llama_model_skip_bypass(const llama_model * model) {
 }
 
 const char * llama_model_skip_summary(const llama_model * model) {
-    last_text = model->hparams.skip.any() ? llama_skip_summary(model->hparams.skip, model->hparams.n_layer()) : "";
+    const llama_skip & skip = model->hparams.skip;
+    last_text               = skip.any() || skip.disk.any() ? llama_skip_summary(skip, model->hparams.n_layer()) : "";
+    return last_text.c_str();
+}
+
+const char * llama_model_disk_layers(const llama_model * model) {
+    const llama_skip & skip = model->hparams.skip;
+    last_text               = llama_skip_layers_str(skip.file_blocks(skip.disk.blocks, model->hparams.n_layer()));
+    return last_text.c_str();
+}
+
+const char * llama_model_disk_scale(const llama_model * model) {
+    last_text = llama_skip_disk_scale_str(model->hparams.skip);
     return last_text.c_str();
 }
 
@@ -186,13 +213,13 @@ int32_t llama_skip_layer_index(const char * path_model, const llama_model_kv_ove
         if (!spec.plan.empty()) {
             return llama_skip_file_index(plan_blocks(path_model ? path_model : "", spec), ordinal);
         }
-        if (spec.layers.empty()) {
-            return ordinal;
-        }
-        llama_skip_mask mask;
-        for (const auto & r : llama_skip_parse_layers(LLAMA_SKIP_KEY_LAYERS, spec.layers)) {
-            for (int64_t il = r.first; il <= r.last && il < LLAMA_SKIP_MAX_LAYERS; il += r.step) {
-                mask.set(il);
+        llama_skip_mask mask; // those that are on no device
+        for (const std::string & layers : { spec.layers, spec.disk }) {
+            const auto ranges = llama_skip_parse_layers(LLAMA_SKIP_KEY_LAYERS, layers.empty() ? "none" : layers);
+            for (const auto & r : ranges) {
+                for (int64_t il = r.first; il <= r.last && il < LLAMA_SKIP_MAX_LAYERS; il += r.step) {
+                    mask.set(il);
+                }
             }
         }
         return llama_skip_file_index(mask, ordinal);

@@ -27,6 +27,7 @@ std::string llama_skip_make_tag(const llama_skip & loaded, const llama_skip & sk
              std::make_pair("mask", llama_skip_layers_str(skip.out & ~loaded.out)),
              std::make_pair("scale", llama_skip_scale_str(skip)),
              std::make_pair("bypass", llama_skip_bypass_hashes(skip)),
+             std::make_pair("disk scale", llama_skip_disk_scale_str(skip)),
          }) {
         if (!value.empty()) {
             tag += format("%s%s %s", tag.empty() ? "" : ", ", name, value.c_str());

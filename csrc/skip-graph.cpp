@@ -2,6 +2,7 @@
 
 #include "skip-arch.h"
 #include "skip-bypass.h"
+#include "skip-disk-graph.h"
 #include "skip-spec.h"
 
 #include "llama-context.h"
@@ -38,7 +39,9 @@ ggml_tensor * llama_skip_bypass(const llm_graph_context & llm, ggml_tensor * cur
 
 std::unique_ptr<llm_graph_context> llama_skip_build_graph(const llama_model & model, const llm_graph_params & params) {
     try {
-        return model.build_arch_graph(params);
+        auto llm = model.build_arch_graph(params);
+        llama_skip_disk_place(*llm);
+        return llm;
     } catch (const std::exception & err) {
         const llama_skip & skip = params.cparams.skip;
         if (!skip.any()) {
@@ -93,6 +96,7 @@ static void check_target(const llm_graph_params & params) {
 
 void llama_skip_check_graph(const llm_graph_result & res, const llm_graph_params & params) {
     check_target(params);
+    llama_skip_disk_check(res, params);
     const llama_skip & skip = params.cparams.skip;
     if (!skip.any() || params.gtype == LLM_GRAPH_TYPE_DECODER_MTP) {
         return; // an MTP head's graph holds no block of the trunk

@@ -1,7 +1,9 @@
 #include "skip-load.h"
 
 #include "skip-bypass.h"
+#include "skip-disk-files.h"
 #include "skip-make.h"
+#include "skip-pages.h"
 
 #include "llama-impl.h"
 #include "llama-model-loader.h"
@@ -13,24 +15,23 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
-#include <unistd.h>
-#endif
-#if defined(__linux__)
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22 // Linux 5.14
-#endif
 #endif
 
-bool llama_skip_tensor(const llama_skip & skip, const std::string & name) {
+int32_t llama_skip_block_of(const std::string & name) {
     int il = -1;
     // the blocks of an encoder without a decoder are called enc.blk
     const bool is_block = sscanf(name.c_str(), "blk.%d.", &il) == 1 || sscanf(name.c_str(), "enc.blk.%d.", &il) == 1;
-    return is_block && il >= 0 && il < LLAMA_SKIP_MAX_LAYERS && skip.out[il];
+    return is_block && il >= 0 && il < LLAMA_SKIP_MAX_LAYERS ? il : -1;
+}
+
+bool llama_skip_tensor(const llama_skip & skip, const std::string & name) {
+    const int32_t il = llama_skip_block_of(name);
+    return il >= 0 && skip.out[il];
 }
 
 size_t llama_skip_buffer_size(const llama_skip & skip, const ggml_context * ctx,
     const std::vector<ggml_backend_buffer_ptr> & bufs, ggml_backend_buffer_t buf) {
-    if (!skip.any()) {
+    if (!skip.any() && !skip.disk.any()) {
         return ggml_backend_buffer_get_size(buf);
     }
     if (buf != bufs.front().get()) {
@@ -71,10 +72,10 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
     model.skip->path     = absolute(ml.skip.path);
     model.skip->n_bytes  = ml.n_bytes;
     model.skip->bypasses = set.bypasses;
-    if (!hparams.skip.any()) {
-        if (hparams.skip.origin[0] != '\0') {
-            LLAMA_LOG_WARN("skip: %s leaves no block out\n", hparams.skip.origin.data());
-        }
+    if (!hparams.skip.any() && hparams.skip.origin[0] != '\0' && !hparams.skip.disk.any()) {
+        LLAMA_LOG_WARN("skip: %s leaves no block out\n", hparams.skip.origin.data());
+    }
+    if (!hparams.skip.any() && !hparams.skip.disk.any()) {
         return;
     }
 
@@ -84,8 +85,7 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
     ml.n_elements -= ml.skip.n_elements;
     ml.size_data -= ml.skip.n_bytes; // init_mappings() adds every tensor of the files
 
-    hparams.skip.n_bytes = ml.skip.n_bytes;
-    model.skip->shapes   = ml.skip.shapes;
+    model.skip->shapes = ml.skip.shapes;
 
     if (set.bypasses) {
         ml.n_bytes += set.bypasses->n_bytes();
@@ -94,7 +94,10 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
             set.bypasses->read_data(); // before any weight
         }
     }
-    const std::string text = llama_skip_summary(hparams.skip, hparams.n_layer());
+    std::string text = llama_skip_summary(hparams.skip, hparams.n_layer());
+    if (hparams.skip.disk.any() && !ml.use_mmap) {
+        text += ", whatever the load mode";
+    }
     if (ml.no_alloc) {
         LLAMA_LOG_INFO("%s\n", text.c_str());
     } else {
@@ -106,24 +109,30 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
 // llama_skip_files
 //
 
-void llama_skip_files::init(const llama_model_loader & ml, const llama_skip & skip) {
+void llama_skip_files::init(const llama_model_loader & ml, llama_skip & skip) {
     struct entry {
         size_t first;
         size_t last;
         bool   out;
+        bool   hole;
     };
 
     std::map<uint32_t, std::vector<entry>> files;
     for (const auto & [name, w] : ml.weights_map) {
-        const bool   out  = llama_skip_tensor(skip, name);
-        const size_t size = ggml_nbytes(w.tensor);
-        files[w.idx].push_back({ w.offs, w.offs + size, out });
+        const bool    out     = llama_skip_tensor(skip, name);
+        const int32_t il      = llama_skip_block_of(name);
+        const bool    on_disk = !out && il >= 0 && skip.disk.blocks[il];
+        const size_t  size    = ggml_nbytes(w.tensor);
+        files[w.idx].push_back({ w.offs, w.offs + size, out, out || on_disk });
         if (out) {
             n_bytes += size;
             n_elements += ggml_nelements(w.tensor);
             n_tensors += 1;
         }
+        skip.disk.n_bytes += on_disk ? size : 0;
     }
+    skip.n_bytes = n_bytes;
+
     const ggml_init_params params = { n_tensors * ggml_tensor_overhead(), nullptr, /*no_alloc*/ true };
     shapes.reset(ggml_init(params), ggml_free);
     for (const auto & [name, w] : ml.weights_map) {
@@ -131,17 +140,27 @@ void llama_skip_files::init(const llama_model_loader & ml, const llama_skip & sk
             ggml_set_name(ggml_dup_tensor(shapes.get(), w.tensor), name.c_str());
         }
     }
-    for (auto & [idx, entries] : files) {
-        std::sort(entries.begin(), entries.end(), [](const entry & a, const entry & b) { return a.first < b.first; });
+    const auto add_runs = [](const std::vector<entry> & entries, bool entry::*in, llama_mmap::ranges & runs) {
         bool open = false;
         for (const auto & e : entries) {
-            if (e.out && open) {
-                left_out[idx].back().second = e.last;
-            } else if (e.out) {
-                left_out[idx].emplace_back(e.first, e.last);
+            if (e.*in && open) {
+                runs.back().second = e.last;
+            } else if (e.*in) {
+                runs.emplace_back(e.first, e.last);
             }
-            open = e.out;
+            open = e.*in;
         }
+    };
+    for (auto & [idx, entries] : files) {
+        std::sort(entries.begin(), entries.end(), [](const entry & a, const entry & b) { return a.first < b.first; });
+        add_runs(entries, &entry::out, left_out[idx]);
+        add_runs(entries, &entry::hole, holes[idx]);
+        if (holes[idx].empty()) {
+            holes.erase(idx);
+        }
+    }
+    if (skip.disk.any()) {
+        disk = std::make_shared<llama_skip_disk_files>(ml, skip);
     }
 }
 
@@ -160,69 +179,45 @@ llama_mmap::ranges llama_skip_files::lazy_ranges(uint32_t idx, const llama_mmap:
 }
 
 #if defined(__unix__) || defined(__APPLE__)
-static size_t page_size() {
-    static const size_t size = sysconf(_SC_PAGESIZE);
-    return size;
-}
-
-static size_t page_start(size_t offs) {
-    return offs / page_size() * page_size();
-}
-
 // Nothing can be resident there any more. The addresses stay ours: upstream unmaps them again when all is loaded.
 static void punch_hole(char * addr, size_t first, size_t last) {
-    first = page_start(first + page_size() - 1);
-    last  = page_start(last);
+    first = llama_skip_page_end(first);
+    last  = llama_skip_page_start(last);
     if (first < last &&
         mmap(addr + first, last - first, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANON, -1, 0) == MAP_FAILED) {
         LLAMA_LOG_WARN("skip: %zu bytes stay mapped\n", last - first);
     }
 }
 #else
-static size_t page_start(size_t offs) {
-    return offs;
-}
-
 static void punch_hole(char *, size_t, size_t) {}
 #endif
 
-#if defined(__linux__)
-static void populate_range(char * addr, size_t first, size_t last) {
-    first = page_start(first);
-    if (first >= last || madvise(addr + first, last - first, MADV_POPULATE_READ) == 0) {
+void llama_skip_files::mapped(uint32_t idx, const llama_file & file, llama_mmap & mapping, bool populate) const {
+    if (!active(idx)) {
         return;
     }
-    // one call reads no more than the device's readahead window, whose default is 128 KiB
-    constexpr size_t window = 128 * 1024;
-    for (size_t pos = first; pos < last; pos += window) {
-        madvise(addr + pos, std::min(window, last - pos), MADV_WILLNEED);
+    for (const auto & [first, last] : left_out.at(idx)) {
+        punch_hole((char *) mapping.addr(), first, last);
     }
-}
-#else
-static void populate_range(char *, size_t, size_t) {} // the mapping's own advice has to do
-#endif
-
-void llama_skip_files::mapped(uint32_t idx, llama_mmap & mapping, bool populate) const {
-    const auto it = left_out.find(idx);
-    if (it == left_out.end()) {
-        return;
+    if (disk) {
+        // before anything is read: of one mapping, a fault brings in the neighbours too
+        disk->mapped(idx, file, (char *) mapping.addr());
     }
     size_t kept = 0;
-    for (const auto & [first, last] : it->second) {
-        punch_hole((char *) mapping.addr(), first, last);
+    for (const auto & [first, last] : holes.at(idx)) {
         if (populate) {
-            populate_range((char *) mapping.addr(), kept, first);
+            llama_skip_populate((char *) mapping.addr(), kept, first);
         }
         kept = last;
     }
     if (populate) {
-        populate_range((char *) mapping.addr(), kept, mapping.size());
+        llama_skip_populate((char *) mapping.addr(), kept, mapping.size());
     }
 }
 
 size_t llama_skip_files::run_start(uint32_t idx, size_t offs) const {
     size_t start = 0;
-    for (const auto & [first, last] : left_out.at(idx)) {
+    for (const auto & [first, last] : holes.at(idx)) {
         if (first > offs) {
             break;
         }
@@ -280,7 +275,7 @@ bool llama_skip_files::lock(llama_mlocks & mlocks, uint32_t idx, void * addr, si
     if (!active(idx)) {
         return false;
     }
-    const size_t start = page_start(run_start(idx, first));
+    const size_t start = llama_skip_page_start(run_start(idx, first));
 
     const auto key = std::make_pair(idx, start);
     if (locks.count(key) == 0) {

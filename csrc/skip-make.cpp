@@ -2,6 +2,7 @@
 
 #include "skip-arch.h"
 #include "skip-bypass.h"
+#include "skip-disk-make.h"
 #include "skip-spec.h"
 
 #include "llama-hparams.h"
@@ -10,13 +11,28 @@
 
 static_assert(LLAMA_SKIP_MAX_LAYERS == LLAMA_MAX_LAYERS, "a mask has one bit for each layer");
 
-// what is left out goes in every loop of a looped model
-static llama_skip_mask every_loop(const llama_skip_mask & out, int32_t n_file, int32_t n_loop) {
+llama_skip_mask llama_skip_every_loop(const llama_skip_mask & out, int32_t n_file, int32_t n_loop) {
     llama_skip_mask res;
     for (int32_t loop = 0; loop < n_loop; ++loop) {
         res |= out << (loop * n_file);
     }
     return res;
+}
+
+llama_skip_names llama_skip_names_for(const std::string & layers, const std::string & scale) {
+    llama_skip_names names;
+    names.layers = layers;
+    names.scale  = scale;
+    if (layers.compare(0, 2, "--") == 0) {
+        names.disk       = "--disk-layers";
+        names.disk_scale = "--disk-scale";
+        names.disk_idle  = "--disk-idle";
+    } else if (layers.find('_') != std::string::npos) {
+        names.disk       = "disk_layers";
+        names.disk_scale = "disk_scale";
+        names.disk_idle  = "disk_idle";
+    }
+    return names;
 }
 
 // a bypass with tensors belongs to the exact gap
@@ -68,8 +84,9 @@ llama_skip llama_skip_make(
             throw std::invalid_argument(
                 names.layers + ": blocks of architecture '" + llm_arch_name(arch) + "' cannot be left out: " + reason);
         }
-        skip.out = every_loop(llama_skip_resolve_layers(names.layers, ranges, n_file), n_file, skip.n_loop);
+        skip.out = llama_skip_every_loop(llama_skip_resolve_layers(names.layers, ranges, n_file), n_file, skip.n_loop);
     }
+    llama_skip_disk_make(hparams, arch, spec, names, skip);
     if (!spec.scale.empty()) {
         llama_skip_resolve_scale(names.scale, llama_skip_parse_scale(names.scale, spec.scale), skip);
     }

@@ -128,7 +128,12 @@ llama_skip_set llama_skip_make_mask(const llama_model & model, const char * laye
         llama_skip_parse_scale(names.scale, scale); // an empty text is malformed, too
     }
     if (has_plan) {
+        const std::string given = names.layers + ": '" + asked.plan + "'";
+
         plan = look_up(model, asked, names);
+        if (!plan.disk_layers.empty()) {
+            throw std::invalid_argument(given + ": the plan keeps blocks on disk, give it when the model is loaded");
+        }
     }
     llama_skip skip = merge(model, asked.layers, names);
     if (!plan.scale.empty()) {

@@ -26,9 +26,18 @@ static bool is_part_of(const std::string & name, const std::string & key) {
            name.find_first_not_of("0123456789", key.size() + 1) == std::string::npos;
 }
 
+static bool is_bool(const std::string & key) {
+    return key == LLAMA_SKIP_KEY_UNTESTED || key == LLAMA_SKIP_KEY_DISK_STRICT;
+}
+
+static bool is_number(const std::string & key) {
+    return key == LLAMA_SKIP_KEY_SCALE || key == LLAMA_SKIP_KEY_DISK_SCALE || key == LLAMA_SKIP_KEY_DISK_IDLE;
+}
+
 bool llama_skip_is_override(const std::string & key) {
     return is_part_of(key, LLAMA_SKIP_KEY_LAYERS) || is_part_of(key, LLAMA_SKIP_KEY_SCALE) ||
-           is_part_of(key, LLAMA_SKIP_KEY_PLAN) || key == LLAMA_SKIP_KEY_UNTESTED;
+           is_part_of(key, LLAMA_SKIP_KEY_PLAN) || is_part_of(key, LLAMA_SKIP_KEY_DISK) ||
+           is_part_of(key, LLAMA_SKIP_KEY_DISK_SCALE) || key == LLAMA_SKIP_KEY_DISK_IDLE || is_bool(key);
 }
 
 const char * llama_skip_key_of(const std::string & layers) {
@@ -51,15 +60,16 @@ llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overri
             continue;
         }
         if (!llama_skip_is_override(key)) {
-            throw std::invalid_argument(key + ": unknown override, known are " LLAMA_SKIP_KEY_LAYERS
-                                              ", " LLAMA_SKIP_KEY_SCALE ", " LLAMA_SKIP_KEY_PLAN
-                                              " and " LLAMA_SKIP_KEY_UNTESTED);
+            throw std::invalid_argument(
+                key + ": unknown override, known are " LLAMA_SKIP_KEY_LAYERS ", " LLAMA_SKIP_KEY_SCALE
+                      ", " LLAMA_SKIP_KEY_PLAN ", " LLAMA_SKIP_KEY_UNTESTED ", " LLAMA_SKIP_KEY_DISK
+                      ", " LLAMA_SKIP_KEY_DISK_SCALE ", " LLAMA_SKIP_KEY_DISK_IDLE " and " LLAMA_SKIP_KEY_DISK_STRICT);
         }
-        if (key == LLAMA_SKIP_KEY_UNTESTED) {
+        if (is_bool(key)) {
             if (o->tag != LLAMA_KV_OVERRIDE_TYPE_BOOL) {
                 throw std::invalid_argument(key + ": has to be a bool, as in " + key + "=bool:true");
             }
-            spec.untested |= o->val_bool;
+            (key == LLAMA_SKIP_KEY_UNTESTED ? spec.untested : spec.disk_strict) |= o->val_bool;
             continue;
         }
         std::string value;
@@ -67,7 +77,7 @@ llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overri
             value.assign(o->val_str, strnlen(o->val_str, sizeof(o->val_str)));
         } else if (o->tag == LLAMA_KV_OVERRIDE_TYPE_INT) {
             value = std::to_string(o->val_i64);
-        } else if (o->tag == LLAMA_KV_OVERRIDE_TYPE_FLOAT && key == LLAMA_SKIP_KEY_SCALE) {
+        } else if (o->tag == LLAMA_KV_OVERRIDE_TYPE_FLOAT && is_number(key)) {
             value = llama_skip_number_str((float) o->val_f64);
         } else {
             throw std::invalid_argument(key + ": has to be a string, as in " + key + "=str:VALUE");
@@ -93,6 +103,10 @@ llama_skip_spec llama_skip_read_overrides(const llama_model_kv_override * overri
     spec.layers = take(LLAMA_SKIP_KEY_LAYERS);
     spec.scale  = take(LLAMA_SKIP_KEY_SCALE);
     spec.plan   = take(LLAMA_SKIP_KEY_PLAN);
+
+    spec.disk       = take(LLAMA_SKIP_KEY_DISK);
+    spec.disk_scale = take(LLAMA_SKIP_KEY_DISK_SCALE);
+    spec.disk_idle  = take(LLAMA_SKIP_KEY_DISK_IDLE);
     if (!values.empty()) {
         throw std::invalid_argument(values.begin()->first + ": continues a value that is not there");
     }

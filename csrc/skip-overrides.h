@@ -16,6 +16,11 @@
 
 #define LLAMA_SKIP_KEY_UNTESTED "skip.untested" // bool
 
+#define LLAMA_SKIP_KEY_DISK        "skip.disk"        // as skip.layers
+#define LLAMA_SKIP_KEY_DISK_SCALE  "skip.disk_scale"  // S or N:S,...
+#define LLAMA_SKIP_KEY_DISK_STRICT "skip.disk_strict" // bool
+#define LLAMA_SKIP_KEY_DISK_IDLE   "skip.disk_idle"   // seconds
+
 struct llama_skip_spec {
     std::string layers; // empty: not given
     std::string scale;
@@ -25,7 +30,15 @@ struct llama_skip_spec {
     // those of a plan, which replace the scale of their gap
     std::vector<const llama_skip_bypass_tensors *> bypasses;
 
-    bool empty() const { return layers.empty() && scale.empty() && plan.empty(); }
+    std::string disk;
+    std::string disk_scale;
+    std::string disk_idle;
+    bool        disk_strict = false;
+
+    bool empty() const {
+        return layers.empty() && scale.empty() && plan.empty() && disk.empty() && disk_scale.empty() &&
+               disk_idle.empty() && !disk_strict;
+    }
 };
 
 // the spec of a flag's two values, the first a set or a plan

@@ -142,6 +142,8 @@ llama_skip_plan llama_skip_read_plan(
     plan.other_weights = check_header(*source, prefix, model);
     plan.layers        = need_str(*source, prefix + ".layers");
     llama_skip_gguf_str(source->meta, prefix + ".scale", plan.scale);
+    llama_skip_gguf_str(source->meta, prefix + ".disk_layers", plan.disk_layers);
+    llama_skip_gguf_str(source->meta, prefix + ".disk_scale", plan.disk_scale);
 
     float kld = NAN;
     llama_skip_gguf_float(source->meta, prefix + ".kld", kld);
@@ -172,6 +174,9 @@ static llama_skip_plan plan_of(const nlohmann::json & content, const llama_skip_
         check_model(model, content.at("model").at("model_id"), content.at("model").at("file_id"), "the plan file");
     plan.layers = content.at("skip_layers");
     plan.scale  = content.value("skip_scale", "");
+
+    plan.disk_layers = content.value("disk_layers", "");
+    plan.disk_scale  = content.value("disk_scale", "");
 
     const auto found = content.value("found", nlohmann::json());
     const bool costs = found.is_object() && found.contains("kld") && found["kld"].is_number();

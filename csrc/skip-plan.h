@@ -20,6 +20,9 @@ struct llama_skip_plan {
     std::string scale;  // as for --skip-scale, empty: none
     std::string origin; // for the log
 
+    std::string disk_layers; // as for --disk-layers, empty: none
+    std::string disk_scale;
+
     bool other_weights = false; // made with another file of the same model
 
     std::shared_ptr<llama_skip_bypasses> bypasses; // null: none

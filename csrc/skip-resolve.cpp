@@ -1,6 +1,7 @@
 // What is left out of a model, as sets and plans say it, and the line about it.
 
 #include "skip-bypass.h"
+#include "skip-disk-make.h"
 #include "skip-load.h"
 #include "skip-make.h"
 #include "skip-plan.h"
@@ -22,6 +23,15 @@ llama_skip_plan llama_skip_look_up(
     if (!spec.scale.empty() && (!plan.scale.empty() || plan.bypasses)) {
         throw std::invalid_argument(names.scale + ": the plan '" + spec.plan + "' brings " +
                                     (plan.bypasses ? "bypasses of its own" : "scales of its own (" + plan.scale + ")"));
+    }
+    if (!plan.disk_layers.empty()) {
+        if (!spec.disk.empty() || !spec.disk_scale.empty()) {
+            throw std::invalid_argument(
+                names.disk + ": the plan '" + spec.plan + "' brings disk blocks of its own (" + plan.disk_layers + ")");
+        }
+        spec.disk       = plan.disk_layers;
+        spec.disk_scale = plan.disk_scale;
+        names.disk = names.disk_scale = names.layers;
     }
     spec.layers = plan.layers;
     if (!plan.scale.empty()) {
@@ -67,11 +77,15 @@ static std::string why_str(const llama_skip & skip, const std::string & layers) 
 }
 
 std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer) {
+    const std::string disk = llama_skip_disk_summary(skip, n_layer);
+    if (!skip.any()) {
+        return disk;
+    }
     const std::string layers = llama_skip_layers_str(skip.file_blocks(n_layer));
     const std::string scale  = llama_skip_scale_str(skip);
     const std::string bypass = llama_skip_bypass_str(skip);
-    return format("skip: blocks %s left out%s%s, %d of %d kept, %.2f MiB not loaded; %s%s%s%s", layers.c_str(),
+    return format("skip: blocks %s left out%s%s, %d of %d kept, %.2f MiB not loaded; %s%s%s%s%s%s", layers.c_str(),
         scale.empty() ? "" : ", scale ", scale.c_str(), skip.n_kept(0, n_layer / skip.n_loop), n_layer / skip.n_loop,
         skip.n_bytes / 1024.0 / 1024.0, bypass.empty() ? "" : "bypass ", bypass.c_str(), bypass.empty() ? "" : "; ",
-        why_str(skip, layers).c_str());
+        why_str(skip, layers).c_str(), disk.empty() ? "" : "\n", disk.c_str());
 }

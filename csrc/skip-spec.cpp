@@ -117,7 +117,8 @@ std::string llama_skip_number_str(float value) {
     return out.str();
 }
 
-llama_skip_scales llama_skip_parse_scale(const std::string & name, const std::string & spec) {
+llama_skip_scales llama_skip_parse_scale(
+    const std::string & name, const std::string & spec, const char * each, const char * one) {
     llama_skip_scales scales;
     for (const auto & item : split_items(name, spec)) {
         const size_t      colon = item.find(':');
@@ -140,18 +141,19 @@ llama_skip_scales llama_skip_parse_scale(const std::string & name, const std::st
     }
     for (size_t i = 0; i < scales.size(); ++i) {
         if (scales[i].first < 0 && scales.size() > 1) {
-            fail(name, "'" + spec + "' mixes one scale for every gap with others, expected A or N:A,...");
+            fail(name, "'" + spec + "' mixes one scale for every " + each + " with others, expected A or N:A,...");
         }
         for (size_t j = 0; j < i; ++j) {
             if (scales[i].first == scales[j].first) {
-                fail(name, "the gap at block " + std::to_string(scales[i].first) + " is named twice in '" + spec + "'");
+                fail(name, std::string("the ") + one + " " + std::to_string(scales[i].first) + " is named twice in '" +
+                               spec + "'");
             }
         }
     }
     return scales;
 }
 
-llama_skip_mask llama_skip_resolve_layers(const std::string & name, const llama_skip_ranges & ranges, int32_t n_layer) {
+llama_skip_mask llama_skip_named_layers(const std::string & name, const llama_skip_ranges & ranges, int32_t n_layer) {
     llama_skip_mask mask;
     for (const auto & r : ranges) {
         if (r.last >= n_layer) {
@@ -162,6 +164,11 @@ llama_skip_mask llama_skip_resolve_layers(const std::string & name, const llama_
             mask.set(il);
         }
     }
+    return mask;
+}
+
+llama_skip_mask llama_skip_resolve_layers(const std::string & name, const llama_skip_ranges & ranges, int32_t n_layer) {
+    const llama_skip_mask mask = llama_skip_named_layers(name, ranges, n_layer);
     if (n_layer > 0 && (int32_t) mask.count() == n_layer) {
         fail(name, "every block is left out, at least one of blocks 0-" + std::to_string(n_layer - 1) + " has to stay");
     }

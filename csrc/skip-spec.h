@@ -2,7 +2,7 @@
 
 // The text forms of a skip set and of its scales.
 //   SPEC  := none | ITEM[,ITEM...]     ITEM := N | N-M (inclusive) | N-M+STEP     (';' also separates items)
-//   SCALE := A | N:A[,N:A...]          N is the first block of a gap
+//   SCALE := A | N:A[,N:A...]          N is the first block of a gap, or a disk block
 // All functions throw std::invalid_argument with a message that starts with the name they are given.
 
 #include "skip.h"
@@ -23,9 +23,13 @@ using llama_skip_ranges = std::vector<llama_skip_range>;
 using llama_skip_scales = std::vector<std::pair<int32_t, float>>;
 
 llama_skip_ranges llama_skip_parse_layers(const std::string & name, const std::string & spec);
-llama_skip_scales llama_skip_parse_scale(const std::string & name, const std::string & spec);
+llama_skip_scales llama_skip_parse_scale(
+    const std::string & name, const std::string & spec, const char * each = "gap", const char * one = "gap at block");
 
-// the set that ranges name in a model with blocks 0 .. n_layer-1
+// the blocks that ranges name in a model with blocks 0 .. n_layer-1
+llama_skip_mask llama_skip_named_layers(const std::string & name, const llama_skip_ranges & ranges, int32_t n_layer);
+
+// the same as a set to leave out, of which one block has to stay
 llama_skip_mask llama_skip_resolve_layers(const std::string & name, const llama_skip_ranges & ranges, int32_t n_layer);
 
 // sets skip.scale for the gaps of skip.out

@@ -9,6 +9,7 @@ llama_skip llama_skip::model_only() const {
     res.n_loop    = n_loop;
     res.loop_norm = loop_norm;
     res.untested  = untested;
+    res.disk      = disk;
     return res;
 }
 
@@ -20,9 +21,9 @@ bool llama_skip::has_bypass(int32_t il) const {
                                  std::any_of(factor.begin() + il, factor.begin() + gap_end(il), changed));
 }
 
-llama_skip_mask llama_skip::file_blocks(int32_t n_layer) const {
+llama_skip_mask llama_skip::file_blocks(const llama_skip_mask & blocks, int32_t n_layer) const {
     const int32_t n_other = LLAMA_SKIP_MAX_LAYERS - n_layer / n_loop;
-    return out << n_other >> n_other;
+    return blocks << n_other >> n_other;
 }
 
 int32_t llama_skip::n_kept(int32_t first, int32_t last) const {
@@ -33,16 +34,25 @@ int32_t llama_skip::n_kept(int32_t first, int32_t last) const {
     return n;
 }
 
+int32_t llama_skip::n_placed(int32_t first, int32_t last) const {
+    int32_t n = 0;
+    for (int32_t il = first; il < last; ++il) {
+        n += !out[il] && !disk.blocks[il];
+    }
+    return n;
+}
+
 int32_t llama_skip::n_file_layers(int32_t n_gpu_layers, int32_t n_layer) const {
-    if (!any() || n_gpu_layers <= 0) {
+    if ((!any() && !disk.any()) || n_gpu_layers <= 0) {
         return n_gpu_layers;
     }
     int32_t il = n_layer;
-    for (int32_t n = 1; il > 0 && n < n_gpu_layers; n += !out[il]) {
+    for (int32_t n = 1; il > 0 && n < n_gpu_layers;) {
         --il;
+        n += n_placed(il, il + 1);
     }
-    // all kept blocks: blocks left out before them count too, or upstream would not see a full offload
-    return n_kept(0, il) == 0 ? n_layer + 1 : n_layer + 1 - il;
+    // all of them: the other blocks before them count too, or upstream would not see a full offload
+    return n_placed(0, il) == 0 ? n_layer + 1 : n_layer + 1 - il;
 }
 
 int32_t llama_skip::gap_end(int32_t il) const {

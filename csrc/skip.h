@@ -3,17 +3,15 @@
 // What a model and a context leave out. Upstream's llama-hparams.h, llama-cparams.h, llama-memory.h and
 // llama-graph.h include this header, so it depends on the standard library only.
 
+#include "skip-disk.h"
+#include "skip-blocks.h"
+
 #include <array>
-#include <bitset>
 #include <cstdint>
 #include <map>
 #include <string>
 #include <type_traits>
 #include <vector>
-
-#define LLAMA_SKIP_MAX_LAYERS 512 // LLAMA_MAX_LAYERS
-
-using llama_skip_mask = std::bitset<LLAMA_SKIP_MAX_LAYERS>;
 
 struct llama_skip_bypass_tensors; // skip-bypass.h
 class llama_skip_bypasses;
@@ -29,6 +27,8 @@ struct llama_skip {
 
     // in place of a scale, null for none; the model or the context owns them
     std::array<const llama_skip_bypass_tensors *, LLAMA_SKIP_MAX_LAYERS> bypass = {};
+
+    llama_skip_disk disk; // blocks that stay in the file; one of them that is left out does not run
 
     // a looped model: a graph has the file's blocks n_loop times, left out in all of them; with a norm between them or not
     int32_t n_loop    = 1;
@@ -53,14 +53,18 @@ struct llama_skip {
     bool has_bypass(int32_t il) const;
 
     // those of the first loop
-    llama_skip_mask file_blocks(int32_t n_layer) const;
+    llama_skip_mask file_blocks(int32_t n_layer) const { return file_blocks(out, n_layer); }
+    llama_skip_mask file_blocks(const llama_skip_mask & blocks, int32_t n_layer) const;
 
     // the blocks that remain in [first, last)
     int32_t n_kept(int32_t first, int32_t last) const;
 
+    // those of them that can be on a device: a disk block is on none
+    int32_t n_placed(int32_t first, int32_t last) const;
+
     bool gap_begins(int32_t il) const { return out[il] && (il == 0 || !out[il - 1]); }
 
-    // -ngl counts kept blocks and the output: the count in the numbering of the file that places them alike
+    // -ngl counts such blocks and the output: the count in the numbering of the file that places them alike
     int32_t n_file_layers(int32_t n_gpu_layers, int32_t n_layer) const;
 
     // one past the last block of the gap that begins at il
@@ -78,6 +82,8 @@ static_assert(std::is_trivially_copyable<llama_skip>::value, "llama_hparams has 
 struct llama_skip_trace {
     llama_skip_mask stepped;  // left-out blocks that a block loop stepped over
     llama_skip_mask bypassed; // gaps whose bypass was applied, by their first block
+
+    llama_skip_disk_trace disk;
 };
 
 // `n_layer - 1` in a graph: equal to the index of the last kept block, but the file's last index as a number
@@ -106,8 +112,10 @@ struct llama_skip_last {
 // `n_layer` in a graph: the file's count as a number; `il < n_layer` steps a loop's index over the blocks left out
 class llama_skip_n_layer {
 public:
-    llama_skip_n_layer(int64_t n, const llama_skip & skip, llama_skip_trace & trace)
-        : n(n), skip(skip.any() ? &skip : nullptr), trace(&trace) {}
+    llama_skip_n_layer(int64_t n, const llama_skip & skip, llama_skip_trace & trace, ggml_context * ctx)
+        : n(n), skip(skip.any() ? &skip : nullptr), trace(&trace) {
+        trace.disk.ctx = skip.disk.any() ? ctx : nullptr;
+    }
 
     operator int64_t() const { return n; }
 
@@ -117,6 +125,7 @@ public:
                 bound.trace->stepped.set(il);
             }
         }
+        bound.trace->disk.step(il, bound.n);
         return il < bound.n;
     }
 

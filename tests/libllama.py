@@ -181,6 +181,14 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_skip_layers": (c_char_p, [P]),
     "llama_model_skip_scale": (c_char_p, [P]),
     "llama_model_skip_bypass": (c_char_p, [P]),
+    "llama_model_is_on_disk": (c_bool, [P, I32]),
+    "llama_model_n_on_disk": (I32, [P]),
+    "llama_model_disk_layers": (c_char_p, [P]),
+    "llama_model_disk_scale": (c_char_p, [P]),
+    "llama_skip_standby": (None, [P]),
+    "llama_skip_disk_mapped": (c_uint64, [P]),
+    "llama_skip_disk_resident": (c_uint64, [P]),
+    "llama_skip_disk_nodes": (c_bool, [P, I32, POINTER(I32), POINTER(I32)]),
     "llama_skip_set_mask": (c_bool, [P, c_char_p, c_char_p]),
     "llama_skip_is_masked": (c_bool, [P, I32]),
     "llama_skip_state_tag": (c_char_p, [P]),
@@ -199,7 +207,7 @@ class Library:
         self.log: list[str] = []
         self.c = ctypes.CDLL(str(self.folder / "libllama.so"))
         for name, (restype, argtypes) in SIGNATURES.items():
-            if "skip" not in name or hasattr(self.c, name):
+            if not ("skip" in name or "disk" in name) or hasattr(self.c, name):
                 function = getattr(self.c, name)
                 function.restype, function.argtypes = restype, argtypes
         self._callback = LOG_CALLBACK(lambda level, text, _: self.log.append(text.decode("utf-8", "replace")))

@@ -73,6 +73,8 @@ void register_model_params(py::module_ & m) {
         .def_readwrite("tensor_split", &P::tensor_split)
         .def_readwrite("skip_layers", &P::skip_layers)
         .def_readwrite("skip_scale", &P::skip_scale)
+        .def_readwrite("disk_layers", &P::disk_layers)
+        .def_readwrite("disk_scale", &P::disk_scale)
         .def_readwrite("progress", &P::progress)
         .def_property(
             "verbose", [](const P & p) { return p.log.verbose; }, [](P & p, bool v) { p.log.verbose = v; })

@@ -75,26 +75,40 @@ void check_exists(const std::string & path) {
     }
 }
 
-// Refuses a bad set before anything is loaded; returns the overrides with the set and its scales in them, terminated.
+// an argument of Llama and the override that it becomes
+struct skip_argument {
+    const char *        name;
+    const std::string & value;
+    const char *        key;
+    const char *        other; // an override that says the same
+};
+
+// Refuses a bad set before anything is loaded; returns the overrides with what the arguments say in them, terminated.
 static std::vector<llama_model_kv_override> make_overrides(const std::string & path, const py_model_params & params) {
     std::vector<llama_model_kv_override> res = params.overrides;
 
+    const skip_argument arguments[] = {
+        { "skip_layers", params.skip_layers, LLAMA_SKIP_KEY_LAYERS, LLAMA_SKIP_KEY_PLAN },
+        { "skip_scale", params.skip_scale, LLAMA_SKIP_KEY_SCALE, LLAMA_SKIP_KEY_SCALE },
+        { "disk_layers", params.disk_layers, LLAMA_SKIP_KEY_DISK, LLAMA_SKIP_KEY_DISK },
+        { "disk_scale", params.disk_scale, LLAMA_SKIP_KEY_DISK_SCALE, LLAMA_SKIP_KEY_DISK_SCALE },
+    };
     bool among_overrides = false;
     for (const auto & o : params.overrides) {
-        const std::string key    = o.key;
-        const bool        is_set = key == LLAMA_SKIP_KEY_LAYERS || key == LLAMA_SKIP_KEY_PLAN;
-        const bool        layers = is_set && !params.skip_layers.empty();
-        if (layers || (key == LLAMA_SKIP_KEY_SCALE && !params.skip_scale.empty())) {
-            throw std::invalid_argument(std::string(layers ? "skip_layers" : "skip_scale") +
-                                        ": also given as kv_overrides['" + key + "'], give it once");
+        const std::string key = o.key;
+        for (const auto & a : arguments) {
+            if (!a.value.empty() && (key == a.key || key == a.other)) {
+                throw std::invalid_argument(
+                    std::string(a.name) + ": also given as kv_overrides['" + key + "'], give it once");
+            }
         }
         among_overrides = among_overrides || (llama_skip_is_override(key) && key != LLAMA_SKIP_KEY_UNTESTED);
     }
-    if (!params.skip_layers.empty()) {
-        llama_skip_add_override(res, llama_skip_key_of(params.skip_layers), params.skip_layers);
-    }
-    if (!params.skip_scale.empty()) {
-        llama_skip_add_override(res, LLAMA_SKIP_KEY_SCALE, params.skip_scale);
+    for (const auto & a : arguments) {
+        if (!a.value.empty()) {
+            const bool is_set = a.key == std::string(LLAMA_SKIP_KEY_LAYERS);
+            llama_skip_add_override(res, is_set ? llama_skip_key_of(a.value) : a.key, a.value);
+        }
     }
     res.push_back({});
 
@@ -226,6 +240,27 @@ static std::vector<int32_t> skip_layers(const py_model & model) {
     return res;
 }
 
+static std::vector<int32_t> disk_layers(const py_model & model) {
+    std::vector<int32_t> res;
+    for (int32_t il = 0; il < llama_model_n_layer(model.raw); ++il) {
+        if (llama_model_is_on_disk(model.raw, il)) {
+            res.push_back(il);
+        }
+    }
+    return res;
+}
+
+// bytes that are mapped, and those of them in memory
+static std::pair<uint64_t, uint64_t> disk_memory(const py_model & model) {
+    return { llama_skip_disk_mapped(model.raw), llama_skip_disk_resident(model.raw) };
+}
+
+static void standby(const py_model & model) {
+    model.check_process();
+    const py::gil_scoped_release release;
+    llama_skip_standby(model.raw);
+}
+
 void register_model(py::module_ & m) {
     using M = py_model;
 
@@ -244,6 +279,10 @@ void register_model(py::module_ & m) {
         .def_property_readonly("skip_layers", skip_layers)
         .def_property_readonly("skip_scale", [](const M & s) { return std::string(llama_model_skip_scale(s.raw)); })
         .def_property_readonly("skip_bypass", [](const M & s) { return std::string(llama_model_skip_bypass(s.raw)); })
+        .def_property_readonly("disk_layers", disk_layers)
+        .def_property_readonly("disk_scale", [](const M & s) { return std::string(llama_model_disk_scale(s.raw)); })
+        .def_property_readonly("disk_memory", disk_memory)
+        .def("standby", standby)
         .def_property_readonly("skipped_size", [](const M & s) { return llama_model_skipped_size(s.raw); });
     register_vocab(cls);
 }

@@ -17,6 +17,8 @@ struct py_model_params {
     std::vector<float>       tensor_split;
     std::string              skip_layers; // empty: not given
     std::string              skip_scale;
+    std::string              disk_layers;
+    std::string              disk_scale;
     py::object               progress = py::none();
     py_log                   log;
 

@@ -1,13 +1,12 @@
 #include "skip-args.h"
 
 #include "skip-cvec.h"
+#include "skip-flags.h"
 #include "skip-overrides.h"
 
 #include "arg.h"
 #include "common.h"
 #include "log.h"
-
-#include <nlohmann/json.hpp>
 
 #include <cstdio>
 #include <cstdlib>
@@ -59,46 +58,13 @@ void common_skip_add_args(const std::function<void(common_arg)> & add_opt) {
         })
                 .set_spec()
                 .set_env("LLAMA_ARG_SKIP_LAYERS_DRAFT"));
+    common_skip_disk_add_args(add_opt);
 }
 
 static std::vector<llama_model_kv_override> terminated(std::vector<llama_model_kv_override> overrides) {
     overrides.emplace_back();
     overrides.back().key[0] = 0;
     return overrides;
-}
-
-// an override whose key begins with `key`
-static bool has_override(const std::vector<llama_model_kv_override> & overrides, const std::string & key) {
-    for (const auto & o : overrides) {
-        if (std::string(o.key).compare(0, key.size(), key) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-// `same`: the keys of overrides that say the same as the flag
-static void add_flag(std::vector<llama_model_kv_override> & overrides, const char * flag,
-    std::initializer_list<const char *> same, const char * key, const std::string & value) {
-    if (value.empty()) {
-        return;
-    }
-    for (const char * other : same) {
-        if (has_override(overrides, other)) {
-            throw std::invalid_argument(
-                string_format("error: %s: also given as --override-kv %s, use one of them", flag, other));
-        }
-    }
-    llama_skip_add_override(overrides, key, value);
-}
-
-// architectures that were not tested are allowed
-static void add_untested(std::vector<llama_model_kv_override> & overrides) {
-    llama_model_kv_override o = {};
-    o.tag                     = LLAMA_KV_OVERRIDE_TYPE_BOOL;
-    o.val_bool                = true;
-    snprintf(o.key, sizeof(o.key), "%s", LLAMA_SKIP_KEY_UNTESTED);
-    overrides.push_back(o);
 }
 
 // the model whose set was checked when the arguments were parsed
@@ -160,7 +126,7 @@ static void place_patterns(std::vector<llama_model_tensor_buft_override> & bufts
 
         std::cmatch m;
         if (std::regex_search(o.pattern, m, number)) {
-            if (path_model.empty() && has_override(overrides, LLAMA_SKIP_KEY_PLAN)) {
+            if (path_model.empty() && common_skip_has_override(overrides, LLAMA_SKIP_KEY_PLAN)) {
                 throw std::invalid_argument(
                     "error: -ncmoe and -ncffn count the blocks that a plan keeps, so they need --model FILE");
             }
@@ -177,7 +143,7 @@ static std::vector<llama_model_kv_override> draft_overrides(
     if (!layers.empty()) {
         llama_skip_add_override(overrides, llama_skip_key_of(layers), layers);
         if (untested) {
-            add_untested(overrides);
+            common_skip_add_true(overrides, LLAMA_SKIP_KEY_UNTESTED);
         }
     }
     return overrides;
@@ -187,15 +153,18 @@ void common_skip_finish(common_params & params) {
     const auto & draft = params.speculative.draft;
 
     // a value that the grammar refuses needs no model
+    common_skip_disk_check(params);
     check_path("", params.skip_layers, params.skip_scale, "--skip-layers", "--skip-scale");
     check_path("", draft.skip_layers, "", "--skip-layers-draft", "");
 
-    const bool with_overrides = has_override(params.kv_overrides, "skip.");
-    add_flag(params.kv_overrides, "--skip-layers", { LLAMA_SKIP_KEY_LAYERS, LLAMA_SKIP_KEY_PLAN },
+    const bool with_overrides = common_skip_has_override(params.kv_overrides, "skip.");
+    common_skip_disk_finish(params);
+    common_skip_add_flag(params.kv_overrides, "--skip-layers", { LLAMA_SKIP_KEY_LAYERS, LLAMA_SKIP_KEY_PLAN },
         llama_skip_key_of(params.skip_layers), params.skip_layers);
-    add_flag(params.kv_overrides, "--skip-scale", { LLAMA_SKIP_KEY_SCALE }, LLAMA_SKIP_KEY_SCALE, params.skip_scale);
+    common_skip_add_flag(
+        params.kv_overrides, "--skip-scale", { LLAMA_SKIP_KEY_SCALE }, LLAMA_SKIP_KEY_SCALE, params.skip_scale);
     if (params.skip_untested) {
-        add_untested(params.kv_overrides);
+        common_skip_add_true(params.kv_overrides, LLAMA_SKIP_KEY_UNTESTED);
     }
     if (with_overrides) {
         check_overrides(params.model.path, params.kv_overrides, LLAMA_SKIP_KEY_LAYERS, LLAMA_SKIP_KEY_SCALE);
@@ -204,8 +173,9 @@ void common_skip_finish(common_params & params) {
     }
     checked_model() = params.model.path;
 
-    if (has_override(params.kv_overrides, LLAMA_SKIP_KEY_LAYERS) ||
-        has_override(params.kv_overrides, LLAMA_SKIP_KEY_PLAN)) {
+    if (common_skip_has_override(params.kv_overrides, LLAMA_SKIP_KEY_LAYERS) ||
+        common_skip_has_override(params.kv_overrides, LLAMA_SKIP_KEY_PLAN) ||
+        common_skip_has_key(params.kv_overrides, LLAMA_SKIP_KEY_DISK)) {
         const auto overrides = terminated(params.kv_overrides);
         place_patterns(params.tensor_buft_overrides, params.model.path, overrides);
         check_cvec(params, overrides.data());
@@ -227,8 +197,9 @@ bool common_skip_check(const common_params & params) {
 }
 
 void common_skip_loaded(const llama_model * model) {
-    if (common_log_get_verbosity_thold() < LOG_LEVEL_WARN && llama_model_n_skipped(model) > 0) {
-        fprintf(stderr, "\n%s\n", llama_model_skip_summary(model));
+    const std::string text = llama_model_skip_summary(model);
+    if (common_log_get_verbosity_thold() < LOG_LEVEL_WARN && !text.empty()) {
+        fprintf(stderr, "\n%s\n", text.c_str());
     }
 }
 
@@ -249,42 +220,33 @@ void common_skip_to_draft(common_params & params, const common_params_speculativ
     }
     params.skip_layers = draft.skip_layers;
     params.skip_scale.clear();
+    params.disk_layers.clear();
+    params.disk_scale.clear();
     overrides           = draft_overrides(std::move(overrides), draft.skip_layers, params.skip_untested);
     params.kv_overrides = overrides.empty() ? overrides : terminated(overrides);
 }
 
 const llama_model_kv_override * common_skip_overrides(const std::string & layers, const std::string & scale) {
-    if (layers.empty() || layers == "none") {
+    const auto & disk    = common_skip_bench_disk();
+    const bool   is_none = layers.empty() || layers == "none";
+    if (is_none && disk.layers.empty() && disk.scale.empty()) {
         return nullptr;
     }
     static std::map<std::pair<std::string, std::string>, std::vector<llama_model_kv_override>> known;
 
     auto & overrides = known[{ layers, scale }];
     if (overrides.empty()) {
-        llama_skip_add_override(overrides, llama_skip_key_of(layers), layers);
-        if (!scale.empty()) {
-            llama_skip_add_override(overrides, LLAMA_SKIP_KEY_SCALE, scale);
-        }
+        common_skip_add_flag(overrides, "", {}, llama_skip_key_of(layers), is_none ? "" : layers);
+        common_skip_add_flag(overrides, "", {}, LLAMA_SKIP_KEY_SCALE, scale);
+        common_skip_add_flag(overrides, "", {}, LLAMA_SKIP_KEY_DISK, disk.layers);
+        common_skip_add_flag(overrides, "", {}, LLAMA_SKIP_KEY_DISK_SCALE, disk.scale);
         // llama-bench has no flag for it
         const char * untested = getenv("LLAMA_ARG_SKIP_UNTESTED");
         if (untested != nullptr && common_arg_utils::is_truthy(untested)) {
-            add_untested(overrides);
+            common_skip_add_true(overrides, LLAMA_SKIP_KEY_UNTESTED);
         }
         overrides.emplace_back();
         overrides.back().key[0] = 0;
     }
     return overrides.data();
-}
-
-std::string common_skip_props(const llama_model * model) {
-    const int32_t n_layer = llama_model_n_layer(model);
-    return nlohmann::ordered_json{
-        { "layers", llama_model_skip_layers(model) },
-        { "scale", llama_model_skip_scale(model) },
-        { "bypass", llama_model_skip_bypass(model) },
-        { "n_layer", n_layer },
-        { "n_layer_kept", n_layer - llama_model_n_skipped(model) },
-        { "bytes_not_loaded", llama_model_skipped_size(model) },
-    }
-        .dump();
 }

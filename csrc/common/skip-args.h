@@ -1,6 +1,6 @@
 #pragma once
 
-// --skip-layers, --skip-scale, --skip-untested and --skip-layers-draft in the programs that parse their arguments with
+// --skip-layers, --skip-scale, --skip-untested, --skip-layers-draft and the flags of disk blocks in the programs that parse their arguments with
 // common/arg.cpp.
 
 #include "llama-skip.h"
@@ -36,11 +36,12 @@ void common_skip_to_draft(common_params & params, const common_params_speculativ
 // Marks a pattern as made by -ncmoe or -ncffn, for the kept block number that it names.
 void common_skip_note_pattern(const char * pattern);
 
-// Overrides for one set, kept until the program ends; null for "none".
+// Overrides for one set and what common_skip_bench_disk() says, kept until the program ends; null where both are none.
 const llama_model_kv_override * common_skip_overrides(const std::string & layers, const std::string & scale);
 
-// {"layers": ..., "scale": ..., "bypass": ..., "n_layer": ..., "n_layer_kept": ..., "bytes_not_loaded": ...}
-std::string common_skip_props(const llama_model * model);
+// {"layers": ..., "scale": ..., "bypass": ..., "n_layer": ..., "n_layer_kept": ..., "bytes_not_loaded": ..., "disk_layers": ..., ...} each
+// time it is called, with the memory of that moment
+std::function<std::string()> common_skip_props(const llama_model * model);
 
 // An empty value would otherwise look like a flag that was not given: exits.
 const std::string & common_skip_not_empty(const char * flag, const std::string & value);
@@ -48,6 +49,14 @@ const std::string & common_skip_not_empty(const char * flag, const std::string &
 //
 // llama-bench, which has its own parser
 //
+
+// --disk-layers and --disk-scale, the same for every set
+struct common_skip_disk {
+    std::string layers;
+    std::string scale;
+};
+
+common_skip_disk & common_skip_bench_disk();
 
 // --skip-layers adds a set, --skip-scale sets the scale of all sets; exits where the grammar refuses the value
 void common_skip_bench_arg(

@@ -37,6 +37,10 @@ class Llama(WritingModel):
         skip_layers: skipset.Layers | None = None,
         skip_scale: skipset.Scale | None = None,
         skip_untested: bool = False,
+        disk_layers: skipset.Layers | None = None,
+        disk_scale: skipset.Scale | None = None,
+        disk_strict: bool = False,
+        disk_idle: float = 0.0,
         n_gpu_layers: int = 0,
         split_mode: int = 1,
         main_gpu: int = 0,
@@ -94,8 +98,14 @@ class Llama(WritingModel):
             skip_scale: what the residual stream is multiplied by once per gap: one factor for every gap, a
                 text as for `--skip-scale`, or the factor by the first block of its gap.
             skip_untested: leave blocks out of architectures that were not tested for it too.
-            n_gpu_layers: how many kept blocks go to devices, the last ones first, and one more for the
-                output; -1: all.
+            disk_layers: blocks that stay in the file, in the form of skip_layers without plans: mapped, run
+                on the host, on no device.
+            disk_scale: the output of a disk block is x + S * (f(x) - x): one S for all of them, a text as for
+                `--disk-scale`, or S by the block; 1 is the block as it is, 0 leaves it out.
+            disk_strict: hand back the memory of each disk block when it has run.
+            disk_idle: hand back the memory of all disk blocks after so many seconds without work; 0: never.
+            n_gpu_layers: how many kept blocks that are not on disk go to devices, the last ones first, and
+                one more for the output; -1: all.
             split_mode, main_gpu, tensor_split: how devices share the model, as in llama_model_params.
             devices: names of the devices to use (`llama-skip doctor` lists them); None: llama.cpp's choice.
             rpc_servers: "HOST:PORT" of ggml-rpc-server processes whose devices to use before the local ones.
@@ -143,7 +153,10 @@ class Llama(WritingModel):
         mp = _core.ModelParams()
         mp.skip_layers = skipset.layers_text(skip_layers, "skip_layers")
         mp.skip_scale = skipset.scale_text(skip_scale, "skip_scale")
+        mp.disk_layers = skipset.layers_text(disk_layers, "disk_layers")
+        mp.disk_scale = skipset.scale_text(disk_scale, "disk_scale")
         params.add_overrides(mp, kv_overrides)
+        params.add_disk(mp, disk_strict, disk_idle)
         if skip_untested:
             mp.add_override("skip.untested", True)
         mp.devices = None if devices is None else params.names(devices, "devices")

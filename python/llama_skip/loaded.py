@@ -27,6 +27,13 @@ class DeviceMemory(NamedTuple):
     compute: float
 
 
+class DiskMemory(NamedTuple):
+    """The memory of disk blocks, in MiB: what is mapped of the file, and what of that is in memory."""
+
+    mapped: float
+    resident: float
+
+
 class HiddenStates(NamedTuple):
     """The residual stream around blocks.
 
@@ -181,6 +188,24 @@ class LoadedModel:
     def skip_scale(self) -> dict[int, float]:
         """The load-time factors that are not 1, by the first block of their gap."""
         return skipset.parse_scale(self._m.skip_scale)
+
+    @property
+    def disk_layers(self) -> tuple[int, ...]:
+        """The blocks that stay in the file."""
+        return tuple(self._m.disk_layers)
+
+    @property
+    def disk_scale(self) -> dict[int, float]:
+        """The factors of disk blocks that are not 1, by block."""
+        return skipset.parse_scale(self._m.disk_scale)
+
+    def standby(self) -> None:
+        """Hand the memory of disk blocks back to the system; what comes next reads them again."""
+        self._m.standby()
+
+    def disk_memory(self) -> DiskMemory:
+        """Return how much of the disk blocks is mapped, and how much is in memory."""
+        return DiskMemory(*(size / MIB for size in self._m.disk_memory))
 
     @property
     def mask(self) -> tuple[int, ...]:

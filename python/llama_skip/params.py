@@ -1,5 +1,6 @@
 """From the arguments of Llama to the parameters of `_core`, checked as far as no model is needed."""
 
+import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,20 @@ def add_overrides(
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"kv_overrides: {key} is {value}, which does not fit into 64 bits")
         params.add_override(key, value)
+
+
+def add_disk(params: _core.ModelParams, strict: bool, idle: float) -> None:
+    """Add when the memory of disk blocks is handed back.
+
+    Raises:
+        ValueError: a time that is no finite number of seconds from 0 on.
+    """
+    if not 0 <= idle < math.inf:
+        raise ValueError(f"disk_idle: {idle!r} is not a number of seconds from 0 on")
+    if strict:
+        params.add_override("skip.disk_strict", True)
+    if idle:
+        params.add_override("skip.disk_idle", float(idle))
 
 
 def names(value: str | Sequence[str], argument: str) -> list[str]:

@@ -1,0 +1,154 @@
+#include "skip-disk-pager.h"
+
+#include <algorithm>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/resource.h>
+
+// pages of this process that had to be read
+static int64_t n_major_faults() {
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_majflt : -1;
+}
+#else
+static int64_t n_major_faults() {
+    return 0;
+}
+#endif
+
+// in strict mode two blocks never are in memory as a whole
+static constexpr double strict_share = 0.75;
+
+llama_skip_disk_pager::llama_skip_disk_pager(std::shared_ptr<llama_skip_disk_files> files, const llama_skip_disk & disk)
+    : files(std::move(files)), strict(disk.strict), idle(disk.idle) {}
+
+llama_skip_disk_pager::~llama_skip_disk_pager() {
+    {
+        std::lock_guard<std::mutex> lock(mutex);
+        stop = true;
+    }
+    wake.notify_one();
+    if (thread.joinable()) {
+        thread.join();
+    }
+}
+
+bool llama_skip_disk_pager::begin() {
+    std::lock_guard<std::mutex> lock(mutex);
+    const int64_t               n_now = n_major_faults();
+    if (!thread.joinable()) {
+        thread = std::thread([this] { run(); }); // a model that only tells its sizes needs none
+    }
+
+    const bool follow = strict || is_cold || n_now != n_faults;
+    n_faults          = n_now;
+    is_cold           = false;
+    last_work         = clock::now();
+    if (is_idle && idle.count() > 0.0f) {
+        wake.notify_one(); // to wait for the end of the idle time
+    }
+    is_idle = false;
+    return follow;
+}
+
+void llama_skip_disk_pager::ask(int32_t il, double share) {
+    {
+        std::lock_guard<std::mutex> lock(mutex);
+        requests.push_back({ il, share });
+        last_work = clock::now();
+    }
+    wake.notify_one();
+}
+
+// forgets what is asked of a block (-1: of all) and waits for what is being done
+void llama_skip_disk_pager::drop(std::unique_lock<std::mutex> & lock, int32_t il) {
+    requests.erase(
+        std::remove_if(requests.begin(), requests.end(), [il](const request & r) { return il < 0 || r.il == il; }),
+        requests.end());
+    finished.wait(lock, [&] { return il < 0 ? running < 0 : running != il; });
+}
+
+void llama_skip_disk_pager::done(int32_t il) {
+    if (strict) {
+        std::unique_lock<std::mutex> lock(mutex);
+        drop(lock, il);
+        files->release(il);
+    }
+}
+
+void llama_skip_disk_pager::standby() {
+    std::unique_lock<std::mutex> lock(mutex);
+    drop(lock, -1);
+    files->standby();
+    is_cold = true;
+    is_idle = true;
+}
+
+void llama_skip_disk_pager::run() {
+    std::unique_lock<std::mutex> lock(mutex);
+    while (!stop) {
+        if (!requests.empty()) {
+            const request r = requests.front();
+            requests.pop_front();
+            running = r.il;
+            lock.unlock();
+            files->populate(r.il, r.share);
+            lock.lock();
+            running = -1;
+            finished.notify_all();
+        } else if (is_idle || idle.count() <= 0.0f) {
+            wake.wait(lock);
+        } else if (clock::now() - last_work >= idle) {
+            files->standby();
+            is_cold = true;
+            is_idle = true;
+        } else {
+            wake.wait_until(lock, last_work + std::chrono::duration_cast<clock::duration>(idle));
+        }
+    }
+}
+
+//
+// llama_skip_disk_run
+//
+
+bool llama_skip_disk_run::begin(llama_skip_disk_pager & p, const llama_skip_disk_trace & trace, int32_t n_file,
+    callback user_cb, void * user_cb_data) {
+    pager     = &p;
+    user      = user_cb;
+    user_data = user_cb_data;
+    if (!pager->begin() || trace.output.empty()) {
+        return false;
+    }
+    order.clear();
+    ends.clear();
+    for (const auto & [il, t] : trace.output) {
+        ends[t] = order.size();
+        order.push_back(il % n_file);
+    }
+    pager->ask(at(0), 1.0);
+    pager->ask(at(1), pager->strict ? strict_share : 1.0);
+    return true;
+}
+
+void llama_skip_disk_run::ended(size_t i) {
+    pager->done(at(i));
+    if (pager->strict) {
+        pager->ask(at(i + 1), 1.0);
+    }
+    pager->ask(at(i + 2), pager->strict ? strict_share : 1.0);
+}
+
+bool llama_skip_disk_run::eval(ggml_tensor * t, bool ask, void * data) {
+    auto &     self = *static_cast<llama_skip_disk_run *>(data);
+    const auto end  = self.ends.find(t);
+    if (ask) {
+        self.user_asks = self.user != nullptr && self.user(t, true, self.user_data);
+        return self.user_asks || end != self.ends.end();
+    }
+    const bool go_on = !self.user_asks || self.user(t, false, self.user_data);
+    if (end != self.ends.end()) {
+        self.ended(end->second);
+    }
+    return go_on;
+}
