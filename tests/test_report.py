@@ -322,7 +322,7 @@ def test_without_matplotlib_the_error_says_how_to_get_it(tmp_path: Path) -> None
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert done.stderr == "error: a report needs matplotlib: pip install 'llama-skip[report]'\n"
+    assert done.stderr == "error: charts need matplotlib: pip install 'llama-skip[report]'\n"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 

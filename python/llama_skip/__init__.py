@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llama_skip.annotate import Annotated, annotate_model
     from llama_skip.bake import Baked, bake_model
+    from llama_skip.bench import bench_model
+    from llama_skip.benchfile import Bench, BenchRow
     from llama_skip.bypass import Bypass
     from llama_skip.errors import ModelLoadError
     from llama_skip.eval import evaluate
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Annotated": "annotate",
     "Baked": "bake",
+    "Bench": "benchfile",
+    "BenchRow": "benchfile",
     "BlockScore": "scorefile",
     "Bypass": "bypass",
     "DeviceMemory": "loaded",
@@ -58,6 +62,7 @@ _HOMES = {
     "Trace": "loaded",
     "annotate_model": "annotate",
     "bake_model": "bake",
+    "bench_model": "bench",
     "evaluate": "eval",
     "fit_gpu_layers": "memory",
     "heal_plan": "healing",
@@ -77,6 +82,8 @@ _HOMES = {
 __all__ = [
     "Annotated",
     "Baked",
+    "Bench",
+    "BenchRow",
     "BlockScore",
     "Bypass",
     "DeviceMemory",
@@ -99,6 +106,7 @@ __all__ = [
     "__version__",
     "annotate_model",
     "bake_model",
+    "bench_model",
     "evaluate",
     "fit_gpu_layers",
     "heal_plan",

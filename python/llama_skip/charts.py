@@ -70,7 +70,7 @@ def drawing() -> Iterator[Any]:
         matplotlib: Any = import_module("matplotlib")
         figure: Any = import_module("matplotlib.figure").Figure
     except ImportError:
-        raise RuntimeError("a report needs matplotlib: pip install 'llama-skip[report]'") from None
+        raise RuntimeError("charts need matplotlib: pip install 'llama-skip[report]'") from None
     ink, quiet, line = COLOURS["ink"], COLOURS["quiet"], COLOURS["line"]
     settings = {
         "svg.fonttype": "none",

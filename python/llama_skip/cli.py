@@ -13,6 +13,7 @@ VERBS = {
     "score": "measure what each block costs, and the order in which blocks go",
     "plan": "choose the blocks to leave out for a size, memory, cost or speed",
     "eval": "measure what plans, sets and other files cost on a text, and what they save",
+    "bench": "measure what blocks on disk cost and save, beside leaving them out",
     "heal": "fit what stands in the gaps of a plan",
     "harness": "run lm-eval's tasks on a model with blocks left out",
     "bake": "write a file without some blocks for the unpatched llama.cpp",
