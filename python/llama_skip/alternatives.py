@@ -112,6 +112,13 @@ def ways(
             yield Candidate(Path(file).name, str(file), identify(file), options=found)
 
 
+def on_disk(plan: Plan, model_path: StrPath, **options: Any) -> Candidate:
+    """Return the way that a plan with blocks on disk is."""
+    name = f"blocks {plan.disk_layers} on disk"
+    options = {**options, "disk_layers": plan.disk_layers}
+    return Candidate(name, str(model_path), plan.model, plan.skip_layers, plan.skip_scale, options=options)
+
+
 def most_on_devices(path: StrPath, mib: float, **options: Any) -> dict[str, Any] | None:
     """Return `options` with the largest n_gpu_layers that fits, -1 for all; None where nothing fits.
 

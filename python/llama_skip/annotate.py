@@ -202,6 +202,8 @@ def plan_entries(name: str, plan: Plan) -> list[Entry]:
     texts = {
         "layers": plan.skip_layers or "none",
         "scale": plan.skip_scale,
+        "disk_layers": plan.disk_layers,
+        "disk_scale": plan.disk_scale,
         "method": str(plan.found.get("method", "given")),
     }
     numbers = {key: plan.found.get(key) for key in ("kld", "perplexity")}

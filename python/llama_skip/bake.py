@@ -84,6 +84,11 @@ def bake_model(
                 f"a plan with a bypass ({bypass.described(chosen.bypass)}) cannot be baked: no tensor of an "
                 "unpatched llama.cpp holds it"
             )
+        if chosen.disk_layers:
+            raise ValueError(
+                f"a plan with blocks on disk ({chosen.disk_layers}) cannot be baked: a file does not say "
+                "where its blocks lie"
+            )
         layers, scale = chosen.skip_layers, chosen.skip_scale
     else:
         layers, scale = layers_text(skip_layers, "skip_layers"), scale_text(skip_scale, "skip_scale")

@@ -146,6 +146,10 @@ def of_plan(full: Candidate, path: StrPath, *, log: Log, **options: Any) -> Cand
     plan = read_plan(path)
     if line := check_same(plan.model, full.model, str(path)):
         log(line)
+    if plan.disk_layers:
+        raise ValueError(
+            f"{path} has blocks on disk ({plan.disk_layers}), which `llama-skip bench --plan` measures"
+        )
     name = Path(path).stem
     if not plan.bypass:
         return of_set(full, plan.skip_layers or "none", plan.skip_scale or None, name=name, **options)

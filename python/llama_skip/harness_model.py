@@ -62,6 +62,11 @@ class HarnessModel(_model.TemplateLM):  # type: ignore[misc]
             if line := check_same(found.model, identify(model), plan):
                 print(line, file=sys.stderr)
             skip_layers, skip_scale = found.skip_layers or None, found.skip_scale or None
+            options = {
+                "disk_layers": found.disk_layers or None,
+                "disk_scale": found.disk_scale or None,
+                **options,
+            }
         self.max_length = n_ctx
         self.llm = Llama(
             model,

@@ -155,8 +155,10 @@ def _unhealed(
     chosen = plan if isinstance(plan, Plan) else read_plan(plan)
     if line := check_same(chosen.model, about, "the plan"):
         log(line)
+    if chosen.disk_scale:
+        raise ValueError(f"the plan scales blocks on disk ({chosen.disk_scale}), which cannot be healed")
     method = str(chosen.found.get("method", "given")).removesuffix(HEALED)
-    return Plan(about, chosen.skip_layers, found={"method": method + HEALED})
+    return Plan(about, chosen.skip_layers, disk_layers=chosen.disk_layers, found={"method": method + HEALED})
 
 
 def _part(output: StrPath) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from llama_skip import alternatives, measure, scoring
+from llama_skip import alternatives, diskplan, measure, scoring
 from llama_skip.command import Parser, UsageError, message, run
 from llama_skip.files import check_writable
 from llama_skip.identity import check_same, identify
@@ -31,6 +31,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_ppl_ratio": (lambda value: 1 <= value < math.inf, "1 or more"),
     "vram": (lambda value: 0 < value < math.inf, "over 0"),
     "speedup": (lambda value: 1 < value < math.inf, "over 1"),
+    "disk": (lambda value: 0 < value <= 1, "over 0 and up to 1"),
     "parallel": (lambda value: value >= 1, "1 or more"),
 }
 N_CTX = 512  # tokens in a window of a text
@@ -66,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="with --vram: slots of llama-server, which takes less memory than others (default: any tool)",
     )
+    add(
+        "--disk",
+        metavar="R",
+        type=float,
+        nargs="?",
+        const=diskplan.SHARE,
+        help="with --vram: blocks on disk instead of left out, where that is at least R times as fast "
+        f"(default of R: {diskplan.SHARE})",
+    )
     add("--score", metavar="FILE", help="score of MODEL (default: it is scored first)")
     add(
         "--heal",
@@ -85,8 +95,8 @@ def _check_bounds(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not is_within(value):
             raise UsageError(f"--{name.replace('_', '-')}: {value:g} is out of range, expected {expected}")
-    if args.vram is None and (args.also or args.parallel):
-        raise UsageError("--also and --parallel are for --vram")
+    if args.vram is None and (args.also or args.parallel or args.disk):
+        raise UsageError("--also, --parallel and --disk are for --vram")
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -100,16 +110,18 @@ def _plan(args: argparse.Namespace) -> int:
     elif args.speedup is not None:
         plan = plan_speed(model, found, args.speedup, **options)
     else:
-        plan = plan_memory(model, found, args.vram, **_given(args, options))
-    for line in [*talk(plan), *path_end(plan, found)]:
+        plan = left_out = plan_memory(model, found, args.vram, **_given(args, options))
+        if args.disk is not None:
+            plan = diskplan.plan_disk(model, found, left_out, share=args.disk, **_given(args, options))
+    for line in [*talk(plan), *diskplan.talk(plan), *path_end(plan, found)]:
         _say(line)
     if args.vram is not None and args.parallel is None:
         _say("this is for any tool; llama-server takes less: -np N plans for N slots of it")
     words = arguments(plan)
     if args.output:
         write_plan(args.output, plan)
-    if args.vram is not None and plan.skip_layers and not args.no_alternatives:
-        _compare(plan, args, options)
+    if args.vram is not None and (plan.skip_layers or plan.disk_layers) and not args.no_alternatives:
+        _compare(plan, left_out, args, options)
     print(" ".join(words))
     return 0
 
@@ -173,10 +185,10 @@ def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     return given | ({} if args.parallel is None else {"n_parallel": args.parallel})
 
 
-def _compare(plan: Plan, args: argparse.Namespace, options: dict[str, Any]) -> None:
+def _compare(plan: Plan, left_out: Plan, args: argparse.Namespace, options: dict[str, Any]) -> None:
     """Show what else fits, and write it with the plan, which is as good without it."""
     try:
-        plan = _with_alternatives(plan, args, options)
+        plan = _with_alternatives(plan, left_out, args, options)
     except (OSError, MemoryError, RuntimeError, ValueError) as err:
         _say(f"warning: what else fits could not be measured: {message(err)}")
         return
@@ -184,8 +196,11 @@ def _compare(plan: Plan, args: argparse.Namespace, options: dict[str, Any]) -> N
         write_plan(args.output, plan)
 
 
-def _with_alternatives(plan: Plan, args: argparse.Namespace, options: dict[str, Any]) -> Plan:
-    found = list(alternatives.ways(plan, args.source, args.vram, args.also, **_given(args, options)))
+def _with_alternatives(plan: Plan, left_out: Plan, args: argparse.Namespace, options: dict[str, Any]) -> Plan:
+    given = _given(args, options)
+    found = list(alternatives.ways(left_out, args.source, args.vram, args.also, **given))
+    if plan.disk_layers:
+        found.insert(1, alternatives.on_disk(plan, args.source, **given))
     names = {candidate.name for candidate in found}
     for file in args.also:
         if Path(file).name not in names:
@@ -216,9 +231,9 @@ def talk(plan: Plan) -> list[str]:
             f"{found['perplexity_full']:.3f} ({found['text']['name']}), "
             f"{found['bytes'] / MIB:.1f} MiB of weights less"
         ]
-    elif "vram" in found["target"]:
+    elif "vram" in found["target"] and not plan.disk_layers:
         lines += [f"{plan.model.name} fits as it is"]
-    else:
+    elif not plan.disk_layers:
         lines += [f"{plan.model.name}: no block of the greedy path costs as little as that"]
     if plan.runtime:
         for name, used in plan.runtime["memory"].items():
@@ -256,6 +271,7 @@ def arguments(plan: Plan) -> list[str]:
     """
     words = ["--skip-layers", plan.skip_layers] if plan.skip_layers else []
     words += ["--skip-scale", plan.skip_scale] if plan.skip_scale else []
+    words += ["--disk-layers", plan.disk_layers] if plan.disk_layers else []
     for flag, key in FLAGS.items():
         value = (plan.runtime or {}).get(key)
         if value is None:

@@ -27,6 +27,7 @@ class Plan:
         model: what it is for.
         skip_layers: the blocks, as for `--skip-layers`, "" for none.
         skip_scale: the factors of its gaps, as for `--skip-scale`, "" for none.
+        disk_layers, disk_scale: the blocks that stay on disk, and factors of them, in the same form.
         bypass: what stands in gaps as tensors.
         found: how: "method", and what that rests on.
         runtime: for a plan for a given memory, the arguments it rests on beside the blocks.
@@ -36,6 +37,8 @@ class Plan:
     model: Identity
     skip_layers: str
     skip_scale: str = ""
+    disk_layers: str = ""
+    disk_scale: str = ""
     bypass: list[Bypass] = field(default_factory=list)
     found: dict[str, Any] = field(default_factory=dict)
     runtime: dict[str, Any] | None = None
@@ -88,6 +91,8 @@ def read_plan(path: StrPath) -> Plan:
             model=identity.from_json(content, path),
             skip_layers=content["skip_layers"],
             skip_scale=content.get("skip_scale", ""),
+            disk_layers=content.get("disk_layers", ""),
+            disk_scale=content.get("disk_scale", ""),
             bypass=bypass.from_entries(entries, tensors),
             found=content.get("found", {}),
             runtime=content.get("runtime"),
