@@ -20,7 +20,7 @@ from llama_skip.benchfile import Bench, BenchRow, Memory, Reading, Speed
 from llama_skip.benchways import Way, check_disk, ways
 from llama_skip.command import Parser, UsageError, run
 from llama_skip.eval import LEAST_CTX, N_WINDOWS, Log
-from llama_skip.files import StrPath, check_writable, replacing
+from llama_skip.files import StrPath, check_writable, is_one_of, replacing
 from llama_skip.identity import identify
 from llama_skip.llama import Llama
 from llama_skip.options import DEFAULTS, add_model_options, model_options
@@ -91,8 +91,9 @@ def bench_model(
     model = identify(model_path)
     options = {**DEFAULTS, **options, "n_ctx": n_ctx}
     found = ways(model_path, disk_layers, plan, log=log, **options)
-    # a file only has to be cut into tokens, the model's own writing has to be written
-    with Llama(model_path, **options, vocab_only=text is not None) as llm:
+    # a file only has to be cut into tokens; what the model writes is written where the full one may not fit
+    needs = {"disk_layers": disk_layers} if text is None else {"vocab_only": True}
+    with Llama(model_path, **options, **needs) as llm:
         n_train = int(llm.metadata.get(f"{model.architecture}.context_length", 0))
         lengths = fitted(contexts, n_train, log)
         tokens, info = read_text(llm, text, n_ctx=n_ctx, n_windows=n_windows, show_progress=show_progress)
@@ -252,6 +253,8 @@ def _bench(args: argparse.Namespace) -> int:
     if args.png:
         benchchart.check_drawing()
     for path in filter(None, (args.output, args.json, args.png)):
+        if is_one_of(path, filter(None, (args.model, args.plan, args.file))):
+            raise UsageError(f"{path} is what is measured, name another file to write")
         check_writable(path)
     try:
         check_sizes(args.contexts, args.ctx_size, args.windows, args.rounds)
