@@ -1,5 +1,7 @@
 #include "skip-disk-pager.h"
 
+#include "skip-pages.h"
+
 #include <algorithm>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -20,7 +22,8 @@ static int64_t n_major_faults() {
 static constexpr double strict_share = 0.75;
 
 llama_skip_disk_pager::llama_skip_disk_pager(std::shared_ptr<llama_skip_disk_files> files, const llama_skip_disk & disk)
-    : files(std::move(files)), strict(disk.strict), idle(disk.idle) {}
+    : files(std::move(files)), strict(disk.strict),
+      at_once(!disk.strict && disk.n_bytes <= llama_skip_physical_memory() / 2), idle(disk.idle) {}
 
 llama_skip_disk_pager::~llama_skip_disk_pager() {
     {
@@ -40,15 +43,16 @@ bool llama_skip_disk_pager::begin() {
         thread = std::thread([this] { run(); }); // a model that only tells its sizes needs none
     }
 
-    const bool follow = strict || is_cold || n_now != n_faults;
-    n_faults          = n_now;
-    is_cold           = false;
-    last_work         = clock::now();
+    const bool missing = strict || is_cold || n_now != n_faults;
+    n_faults           = n_now;
+    requests.clear();
+    is_cold   = false;
+    last_work = clock::now();
     if (is_idle && idle.count() > 0.0f) {
         wake.notify_one(); // to wait for the end of the idle time
     }
     is_idle = false;
-    return follow;
+    return missing;
 }
 
 void llama_skip_disk_pager::ask(int32_t il, double share) {
@@ -125,6 +129,12 @@ bool llama_skip_disk_run::begin(llama_skip_disk_pager & p, const llama_skip_disk
     for (const auto & [il, t] : trace.output) {
         ends[t] = order.size();
         order.push_back(il % n_file);
+    }
+    if (pager->at_once) {
+        for (size_t i = 0; i < order.size(); ++i) {
+            pager->ask(at(i), 1.0);
+        }
+        return false;
     }
     pager->ask(at(0), 1.0);
     pager->ask(at(1), pager->strict ? strict_share : 1.0);

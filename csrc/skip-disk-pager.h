@@ -23,8 +23,9 @@ public:
     const std::shared_ptr<llama_skip_disk_files> files;
 
     const bool strict;
+    const bool at_once; // all blocks are brought in one after another: none of them will drive another out
 
-    // Work begins; returns whether pages may be missing, so that the order of the blocks should be followed.
+    // Work begins; returns whether pages may be missing.
     bool begin();
 
     // brings in the first `share` of a block, later

@@ -35,16 +35,31 @@ size_t llama_skip_page_end(size_t offs) {
     return llama_skip_page_start(offs + page_size() - 1);
 }
 
+#if defined(__unix__) || defined(__APPLE__)
+uint64_t llama_skip_physical_memory() {
+    const long n_pages = sysconf(_SC_PHYS_PAGES);
+    return n_pages > 0 ? uint64_t(n_pages) * page_size() : 0;
+}
+#else
+uint64_t llama_skip_physical_memory() {
+    return 0;
+}
+#endif
+
 #if defined(__linux__)
 void llama_skip_populate(char * addr, size_t first, size_t last) {
-    first = llama_skip_page_start(first);
-    if (first >= last || madvise(addr + first, last - first, MADV_POPULATE_READ) == 0) {
-        return;
-    }
-    // one call reads no more than the device's readahead window, whose default is 128 KiB
+    // One call of MADV_WILLNEED reads no more than the device's readahead window, whose default is 128 KiB, and does not
+    // wait for it: some of them keep the device busy while MADV_POPULATE_READ maps what has arrived.
     constexpr size_t window = 128 * 1024;
-    for (size_t pos = first; pos < last; pos += window) {
-        madvise(addr + pos, std::min(window, last - pos), MADV_WILLNEED);
+    constexpr size_t ahead  = 4 * 1024 * 1024;
+    constexpr size_t piece  = 1024 * 1024;
+
+    size_t asked = llama_skip_page_start(first);
+    for (size_t pos = asked; pos < last; pos += piece) {
+        for (; asked < std::min(pos + ahead, last); asked += window) {
+            madvise(addr + asked, std::min(window, last - asked), MADV_WILLNEED);
+        }
+        madvise(addr + pos, std::min(piece, last - pos), MADV_POPULATE_READ); // before Linux 5.14 the rest has to do
     }
 }
 #else

@@ -4,6 +4,10 @@
 // happens and nothing is counted.
 
 #include <cstddef>
+#include <cstdint>
+
+// bytes of memory that the machine has, 0: not known
+uint64_t llama_skip_physical_memory();
 
 size_t llama_skip_page_start(size_t offs);
 size_t llama_skip_page_end(size_t offs); // up to a whole page
