@@ -286,7 +286,6 @@ def test_a_worker_that_fails(tiny: Path, tmp_path: Path) -> None:
         "n_text_ctx": 32,
         "contexts": [8],
         "n_timed": 2,
-        "repack": True,
         "cold": False,
         "kv_cache": True,
         "first": False,

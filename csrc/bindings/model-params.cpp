@@ -65,6 +65,7 @@ void register_model_params(py::module_ & m) {
         .RAW_FIELD(P, bool, vocab_only)
         .RAW_FIELD(P, bool, check_tensors)
         .RAW_FIELD(P, bool, no_alloc)
+        .RAW_FIELD(P, bool, use_extra_bufts)
         .def_property(
             "load_mode", [](const P & p) { return std::string(llama_load_mode_name(p.raw.load_mode)); }, set_load_mode)
         .def_property(

@@ -38,6 +38,7 @@ class ModelParams:
     vocab_only: bool
     check_tensors: bool
     no_alloc: bool
+    use_extra_bufts: bool
     load_mode: str
     devices: Sequence[str] | None
     rpc_servers: Sequence[str]

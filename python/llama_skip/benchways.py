@@ -22,7 +22,6 @@ class Way:
     Attributes:
         name: as the table shows it.
         options: arguments of `Llama` that only this way has.
-        repack: whether the loader may repack weights.
         cold: whether the disk blocks are handed back before each prompt and each token.
         kv_cache: whether a token uses what was computed of those before it. Where not, the cache is there
             all the same: it is what a batch is computed in.
@@ -30,7 +29,6 @@ class Way:
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
-    repack: bool = True
     cold: bool = False
     kv_cache: bool = True
 
@@ -45,7 +43,6 @@ class Way:
         """Return what a worker has to know of it; `options` are those of all ways."""
         return {
             "options": {**options, **self.options},
-            "repack": self.repack,
             "cold": self.cold,
             "kv_cache": self.kv_cache,
             "n_timed": self.n_timed,
@@ -80,7 +77,7 @@ def ways(
     disk = {"disk_layers": disk_layers}
     found = [
         Way(FULL),
-        Way(UNREPACKED, repack=False),
+        Way(UNREPACKED, {"repack": False}),
         Way(WARM, disk),
         Way(COLD, disk, cold=True),
         Way(STRICT, {**disk, "disk_strict": True}),

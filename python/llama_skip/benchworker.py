@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import statistics
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from llama_skip import _core, perplexity
+from llama_skip import perplexity
 from llama_skip.benchfile import Memory
 from llama_skip.command import message
 from llama_skip.errors import ModelLoadError
@@ -164,34 +163,8 @@ def _cached(ranges: Sequence[Any]) -> float | None:
         return None
 
 
-def keep_weights_plain() -> None:
-    """Let this process load weights as they are in the file, as `--no-repack` does.
-
-    The loader asks the CPU back-end for the buffer types that repack, and gets that back-end's own array,
-    which ends with a null: that is put in front.
-    """
-    _core.backends()
-    ggml = ctypes.CDLL(_core.library_path())
-    for name, kind in (
-        ("ggml_backend_dev_by_type", ctypes.c_int),
-        ("ggml_backend_dev_backend_reg", ctypes.c_void_p),
-    ):
-        getattr(ggml, name).restype, getattr(ggml, name).argtypes = ctypes.c_void_p, [kind]
-    ggml.ggml_backend_reg_get_proc_address.restype = ctypes.c_void_p
-    ggml.ggml_backend_reg_get_proc_address.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    cpu = ggml.ggml_backend_dev_by_type(0)  # GGML_BACKEND_DEVICE_TYPE_CPU
-    registry = ggml.ggml_backend_dev_backend_reg(cpu)
-    address = ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
-    if address:
-        types = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(cpu)
-        if types:
-            types[0] = None
-
-
 def measure(job: dict[str, Any], on_step: Callable[[], object]) -> dict[str, Any]:
     """Return what main() writes."""
-    if not job["repack"]:
-        keep_weights_plain()
     base = host_memory([])
     try:
         llm = Llama(job["model"], **job["options"])
@@ -219,8 +192,8 @@ def main() -> int:
     """Do one job.
 
     It has "model", a path; "options", arguments of `Llama`; "tokens" of the text and "n_text_ctx" of them in
-    a window; "contexts", lengths of prompts, and "n_timed" tokens after each; whether "repack", "cold" and
-    "kv_cache" are wanted; and "first": whether memory and perplexity are wanted beside speed. A line is
+    a window; "contexts", lengths of prompts, and "n_timed" tokens after each; whether "cold" and "kv_cache"
+    are wanted; and "first": whether memory and perplexity are wanted beside speed. A line is
     {"step": true} for each window and each length, and at last {"result": ...} or {"error": text}.
     """
     job = json.load(sys.stdin)

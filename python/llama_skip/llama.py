@@ -50,6 +50,7 @@ class Llama(WritingModel):
         vocab_only: bool = False,
         use_mmap: bool = True,
         use_mlock: bool = False,
+        repack: bool = True,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         progress: Callable[[float], bool | None] | None = None,
         dry_run: bool = False,
@@ -111,6 +112,7 @@ class Llama(WritingModel):
             rpc_servers: "HOST:PORT" of ggml-rpc-server processes whose devices to use before the local ones.
             vocab_only: load the vocabulary alone.
             use_mmap, use_mlock: map the file; keep it in memory.
+            repack: let the CPU lay out weights anew for kernels that are faster, and round in another way.
             kv_overrides: metadata to use instead of the file's.
             progress: called with the loaded fraction, 0 to 1; a false result that is not None cancels.
             dry_run: allocate nothing; memory() says what would be allocated, and nothing can be evaluated.
@@ -171,6 +173,7 @@ class Llama(WritingModel):
             vocab_only=vocab_only,
             load_mode=params.load_mode(use_mmap, use_mlock),
             no_alloc=dry_run,
+            use_extra_bufts=repack,
             log=log,
             verbose=verbose,
         )
