@@ -117,9 +117,9 @@ bool llama_skip_check(const char * path_model, const char * layers, const char *
 bool llama_skip_check_disk(const char * layers, const char * scale, const char * idle) {
     try {
         llama_skip_spec spec;
-        spec.disk       = layers;
-        spec.disk_scale = scale;
-        spec.disk_idle  = idle;
+        spec.disk       = layers ? layers : "";
+        spec.disk_scale = scale ? scale : "";
+        spec.disk_idle  = idle ? idle : "";
         llama_skip_disk_parse(spec, llama_skip_names_for("--skip-layers", "--skip-scale"));
         return true;
     } catch (const std::exception & err) {

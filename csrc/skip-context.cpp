@@ -76,6 +76,9 @@ void llama_context::skip_set(const llama_skip_set & set) {
 }
 
 bool llama_context::skip_can_decode(const llama_batch_ext & batch) const {
+    if (!skip_disk_unchanged()) { // now, while the memory holds nothing of the batch
+        return false;
+    }
     if (memory->skip.empty()) {
         return true;
     }

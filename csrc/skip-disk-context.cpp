@@ -9,13 +9,19 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
+bool llama_context::skip_disk_unchanged() const {
+    const std::string reason = model.skip_disk ? model.skip_disk->files->changed() : "";
+    if (!reason.empty()) {
+        LLAMA_LOG_ERROR("skip: %s\n", reason.c_str());
+    }
+    return reason.empty();
+}
+
 bool llama_context::skip_disk_begin(const llm_graph_result & res) {
     if (!model.skip_disk) {
         return true;
     }
-    const std::string reason = model.skip_disk->files->changed();
-    if (!reason.empty()) {
-        LLAMA_LOG_ERROR("skip: %s\n", reason.c_str());
+    if (!skip_disk_unchanged()) {
         return false;
     }
     if (!skip_disk_run) {
@@ -27,6 +33,12 @@ bool llama_context::skip_disk_begin(const llm_graph_result & res) {
     ggml_backend_sched_set_eval_callback(sched.get(), follow ? llama_skip_disk_run::eval : cparams.cb_eval,
         follow ? skip_disk_run.get() : cparams.cb_eval_user_data);
     return true;
+}
+
+void llama_context::skip_disk_end(ggml_status status) {
+    if (model.skip_disk) {
+        model.skip_disk->end(status == GGML_STATUS_SUCCESS);
+    }
 }
 
 static bool is_view(ggml_op op) {

@@ -7,7 +7,9 @@
 #include "llama-model-loader.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <stdexcept>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <fcntl.h>
@@ -74,19 +76,31 @@ static std::string path_of(int fd) {
 
 llama_skip_disk_files::~llama_skip_disk_files() {
     for (const auto & [_, f] : files) {
-        close(f.fd);
+        if (f.fd >= 0) {
+            close(f.fd);
+        }
     }
 }
 
 void llama_skip_disk_files::mapped(uint32_t idx, const llama_file & file, char * addr) {
-    file_id id;
-    id.addr = addr;
-    id.fd   = dup(file.file_id());
-    id.path = path_of(id.fd);
+    const bool has_blocks =
+        std::any_of(all_runs.begin(), all_runs.end(), [idx](const run & r) { return r.idx == idx; });
+    if (!has_blocks) {
+        return;
+    }
+    file_id & id = files[idx]; // its descriptor is closed whatever happens
+    id.addr      = addr;
+    id.fd        = fcntl(file.file_id(), F_DUPFD_CLOEXEC, 0);
 
     struct stat st;
     if (id.fd < 0 || fstat(id.fd, &st) != 0) {
         throw std::runtime_error(format("the model file cannot be watched: %s", strerror(errno)));
+    }
+    id.path = path_of(id.fd);
+
+    struct stat named;
+    if (stat(id.path.c_str(), &named) != 0 || named.st_dev != st.st_dev || named.st_ino != st.st_ino) {
+        id.path.clear(); // it has no name any more
     }
     id.device   = st.st_dev;
     id.inode    = st.st_ino;
@@ -98,7 +112,6 @@ void llama_skip_disk_files::mapped(uint32_t idx, const llama_file & file, char *
             llama_skip_advise_in_order(addr, r.first, r.last);
         }
     }
-    files[idx] = id;
 }
 
 std::string llama_skip_disk_files::changed() const {
@@ -125,12 +138,19 @@ void llama_skip_disk_files::mapped(uint32_t idx, const llama_file &, char * addr
 }
 
 std::string llama_skip_disk_files::changed() const {
-    return ""; // a mapped file cannot be written to or removed
+    return ""; // not noticed on Windows, which refuses to remove or shorten a mapped file, not to write to it
 }
 #endif
 
+const std::vector<llama_skip_disk_files::run> & llama_skip_disk_files::runs_of(int32_t il) const {
+    static const std::vector<run> none;
+
+    const auto found = runs.find(il);
+    return found == runs.end() ? none : found->second;
+}
+
 void llama_skip_disk_files::populate(int32_t il, double share) const {
-    for (const auto & r : runs.at(il)) {
+    for (const auto & r : runs_of(il)) {
         if (!r.in_part) {
             llama_skip_populate(files.at(r.idx).addr, r.first, r.first + size_t(share * (r.last - r.first)));
         }
@@ -138,17 +158,22 @@ void llama_skip_disk_files::populate(int32_t il, double share) const {
 }
 
 void llama_skip_disk_files::release(int32_t il) const {
-    for (const auto & r : runs.at(il)) {
+    for (const auto & r : runs_of(il)) {
+        llama_skip_release(files.at(r.idx).addr, r.first, r.last);
+    }
+}
+
+void llama_skip_disk_files::release_all() const {
+    for (const auto & r : mapped_runs()) {
         llama_skip_release(files.at(r.idx).addr, r.first, r.last);
     }
 }
 
 void llama_skip_disk_files::standby() const {
+    release_all();
     for (const auto & r : mapped_runs()) {
-        llama_skip_release(files.at(r.idx).addr, r.first, r.last);
-    }
-    for (const auto & r : mapped_runs()) {
-        llama_skip_evict(files.at(r.idx).fd, files.at(r.idx).addr, r.first, r.last);
+        const file_id & f = files.at(r.idx);
+        llama_skip_evict(f.fd, f.addr, r.first, r.last, f.size);
     }
 }
 

@@ -26,6 +26,7 @@ struct llama_skip_disk_files {
     // the first `share` of a block
     void populate(int32_t il, double share = 1.0) const;
     void release(int32_t il) const;
+    void release_all() const;
 
     // hands back all pages, of this process and, where no other maps them, of the page cache
     void standby() const;
@@ -47,11 +48,11 @@ private:
         char *      addr = nullptr;
         int         fd   = -1;
 
-        uint64_t device;
-        uint64_t inode;
-        int64_t  size;
-        int64_t  mtime_s;
-        int64_t  mtime_ns;
+        uint64_t device   = 0;
+        uint64_t inode    = 0;
+        int64_t  size     = 0;
+        int64_t  mtime_s  = 0;
+        int64_t  mtime_ns = 0;
     };
 
     std::map<int32_t, std::vector<run>> runs;
@@ -60,6 +61,7 @@ private:
     std::vector<run> all_runs; // of all blocks, with those joined that lie side by side
 
     const std::vector<run> & mapped_runs() const;
+    const std::vector<run> & runs_of(int32_t il) const;
 
     static std::vector<run> joined(std::vector<run> tensors, size_t alignment);
 };

@@ -16,9 +16,11 @@ static llama_skip_scales parse_scale(const llama_skip_spec & spec, const llama_s
 }
 
 static float parse_idle(const llama_skip_spec & spec, const llama_skip_names & names) {
-    const auto seconds = llama_skip_parse_scale(names.disk_idle, spec.disk_idle);
-    if (seconds.size() != 1 || seconds[0].first >= 0 || seconds[0].second < 0.0f) {
-        throw std::invalid_argument(names.disk_idle + ": '" + spec.disk_idle + "' is no number of seconds from 0 on");
+    const auto      seconds = llama_skip_parse_scale(names.disk_idle, spec.disk_idle);
+    constexpr float most    = 1e9f; // what a clock can add up
+    if (seconds.size() != 1 || seconds[0].first >= 0 || seconds[0].second < 0.0f || seconds[0].second > most) {
+        throw std::invalid_argument(
+            names.disk_idle + ": '" + spec.disk_idle + "' is no number of seconds from 0 to a billion");
     }
     return seconds[0].second;
 }

@@ -3,6 +3,7 @@
 #include "skip-pages.h"
 
 #include <algorithm>
+#include <system_error>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/resource.h>
@@ -39,20 +40,35 @@ llama_skip_disk_pager::~llama_skip_disk_pager() {
 bool llama_skip_disk_pager::begin() {
     std::lock_guard<std::mutex> lock(mutex);
     const int64_t               n_now = n_major_faults();
-    if (!thread.joinable()) {
-        thread = std::thread([this] { run(); }); // a model that only tells its sizes needs none
-    }
 
+    ++n_working;
+    if (!thread.joinable()) { // a model that only tells its sizes needs none
+        try {
+            thread = std::thread([this] { run(); });
+        } catch (const std::system_error &) {
+            return false; // pages come in as they are used
+        }
+    }
     const bool missing = strict || is_cold || n_now != n_faults;
     n_faults           = n_now;
     requests.clear();
     is_cold   = false;
     last_work = clock::now();
-    if (is_idle && idle.count() > 0.0f) {
-        wake.notify_one(); // to wait for the end of the idle time
-    }
-    is_idle = false;
+    is_idle   = false;
     return missing;
+}
+
+void llama_skip_disk_pager::end(bool is_complete) {
+    {
+        std::unique_lock<std::mutex> lock(mutex);
+        --n_working;
+        last_work = clock::now();
+        if (strict && !is_complete) {
+            drop(lock, -1);
+            files->release_all();
+        }
+    }
+    wake.notify_one(); // to wait for the end of the idle time
 }
 
 void llama_skip_disk_pager::ask(int32_t il, double share) {
@@ -64,19 +80,25 @@ void llama_skip_disk_pager::ask(int32_t il, double share) {
     wake.notify_one();
 }
 
-// forgets what is asked of a block (-1: of all) and waits for what is being done
-void llama_skip_disk_pager::drop(std::unique_lock<std::mutex> & lock, int32_t il) {
+void llama_skip_disk_pager::forget(int32_t il) {
     requests.erase(
         std::remove_if(requests.begin(), requests.end(), [il](const request & r) { return il < 0 || r.il == il; }),
         requests.end());
+}
+
+// waits for what is being done, too
+void llama_skip_disk_pager::drop(std::unique_lock<std::mutex> & lock, int32_t il) {
+    forget(il);
     finished.wait(lock, [&] { return il < 0 ? running < 0 : running != il; });
 }
 
 void llama_skip_disk_pager::done(int32_t il) {
+    std::unique_lock<std::mutex> lock(mutex);
     if (strict) {
-        std::unique_lock<std::mutex> lock(mutex);
         drop(lock, il);
         files->release(il);
+    } else {
+        forget(il);
     }
 }
 
@@ -85,7 +107,7 @@ void llama_skip_disk_pager::standby() {
     drop(lock, -1);
     files->standby();
     is_cold = true;
-    is_idle = true;
+    is_idle = n_working == 0; // what is at work brings pages back, which go after the idle time
 }
 
 void llama_skip_disk_pager::run() {
@@ -100,7 +122,7 @@ void llama_skip_disk_pager::run() {
             lock.lock();
             running = -1;
             finished.notify_all();
-        } else if (is_idle || idle.count() <= 0.0f) {
+        } else if (is_idle || n_working > 0 || idle.count() <= 0.0f) {
             wake.wait(lock);
         } else if (clock::now() - last_work >= idle) {
             files->standby();

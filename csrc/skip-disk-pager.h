@@ -6,7 +6,6 @@
 
 #include "llama.h"
 
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -28,10 +27,13 @@ public:
     // Work begins; returns whether pages may be missing.
     bool begin();
 
+    // It has ended; false: before its end, so that in strict mode blocks may be left in memory.
+    void end(bool is_complete);
+
     // brings in the first `share` of a block, later
     void ask(int32_t il, double share);
 
-    // a block has run: it is not brought in any more, and in strict mode its pages go
+    // a block has run: it is not asked for any more, and in strict mode its pages go
     void done(int32_t il);
 
     void standby();
@@ -50,15 +52,17 @@ private:
     std::condition_variable wake;
     std::condition_variable finished;
     std::deque<request>     requests;
-    int32_t                 running  = -1; // the block that is brought in at this moment
-    bool                    stop     = false;
-    bool                    is_cold  = true;
-    int64_t                 n_faults = -1;
+    int32_t                 running   = -1; // the block that is brought in at this moment
+    int32_t                 n_working = 0;
+    bool                    stop      = false;
+    bool                    is_cold   = true;
+    int64_t                 n_faults  = -1;
     clock::time_point       last_work;
     bool                    is_idle = true; // all pages were handed back, or nothing was done yet
     std::thread             thread;
 
     void run();
+    void forget(int32_t il); // what is asked of a block, -1: of all
     void drop(std::unique_lock<std::mutex> & lock, int32_t il);
 };
 

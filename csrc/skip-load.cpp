@@ -66,6 +66,9 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
 
     const llama_skip_set set = llama_skip_resolve(ml, model, llama_skip_read_overrides(overrides.data()), {});
 
+    if (set.skip.disk.any() && ml.files.empty()) {
+        throw std::invalid_argument(LLAMA_SKIP_KEY_DISK ": the model has no file that could hold blocks");
+    }
     hparams.skip = set.skip;
     model.skip   = std::make_shared<llama_skip_kept>();
 

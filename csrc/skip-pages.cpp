@@ -92,7 +92,7 @@ bool llama_skip_release(char *, size_t, size_t) {
 #endif
 
 #if defined(__linux__)
-void llama_skip_evict(int fd, char * addr, size_t first, size_t last) {
+void llama_skip_evict(int fd, char * addr, size_t first, size_t last, size_t size) {
     first = llama_skip_page_end(first);
     last  = llama_skip_page_start(last);
     if (first >= last) {
@@ -102,11 +102,13 @@ void llama_skip_evict(int fd, char * addr, size_t first, size_t last) {
     if (first > 0) {
         madvise(addr + first - page_size(), page_size(), MADV_PAGEOUT);
     }
-    madvise(addr + last, page_size(), MADV_PAGEOUT);
+    if (last < size) {
+        madvise(addr + last, page_size(), MADV_PAGEOUT);
+    }
     posix_fadvise(fd, first, last - first, POSIX_FADV_DONTNEED);
 }
 #else
-void   llama_skip_evict(int, char *, size_t, size_t) {}
+void   llama_skip_evict(int, char *, size_t, size_t, size_t) {}
 #endif
 
 #if defined(__linux__)

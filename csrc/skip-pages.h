@@ -22,8 +22,8 @@ void llama_skip_advise_in_order(char * addr, size_t first, size_t last);
 bool llama_skip_release(char * addr, size_t first, size_t last);
 
 // The same for the page cache, where no other process maps them. The kernel drops whole folios only, and those at the ends may
-// hold more than the range: the pages beside it go too, and are read again when they are used.
-void llama_skip_evict(int fd, char * addr, size_t first, size_t last);
+// hold more than the range: the pages beside it go too, and are read again when they are used. `size` is the file's.
+void llama_skip_evict(int fd, char * addr, size_t first, size_t last, size_t size);
 
 // bytes of them in this process's memory
 size_t llama_skip_resident(const char * addr, size_t first, size_t last);

@@ -24,7 +24,7 @@ llama_skip_plan llama_skip_look_up(
         throw std::invalid_argument(names.scale + ": the plan '" + spec.plan + "' brings " +
                                     (plan.bypasses ? "bypasses of its own" : "scales of its own (" + plan.scale + ")"));
     }
-    if (!plan.disk_layers.empty()) {
+    if (!plan.disk_layers.empty() || !plan.disk_scale.empty()) {
         if (!spec.disk.empty() || !spec.disk_scale.empty()) {
             throw std::invalid_argument(
                 names.disk + ": the plan '" + spec.plan + "' brings disk blocks of its own (" + plan.disk_layers + ")");

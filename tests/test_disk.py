@@ -107,6 +107,7 @@ REFUSED = [
     ({"skip.disk": "none", "skip.disk_scale": "1"}, ["skip.disk_scale", "no block is on disk"]),
     ({"skip.disk": "0-29", "skip.disk_scale": "0"}, ["skip.disk_scale", "every block"]),
     ({"skip.disk": "4", "skip.disk_idle": "-1"}, ["skip.disk_idle", "-1"]),
+    ({"skip.disk": "4", "skip.disk_idle": "1e10"}, ["skip.disk_idle", "1e10"]),
     ({"skip.disk": "4", "skip.disk_strict": "yes"}, ["skip.disk_strict", "bool"]),
     ({"skip.disk.1": "4"}, ["skip.disk.1", "continues"]),
     ({"skip.disks": "4"}, ["skip.disks", "unknown"]),
@@ -251,6 +252,8 @@ def test_a_plan_file_names_disk_blocks(ours: Build, smollm2: Path, tokens: list[
     assert "brings disk blocks of its own" in said
     path.write_text(json.dumps(content | {"disk_layers": "13", "disk_scale": ""}))
     assert "left out" in ours.worker.call(checked, smollm2, {"skip.plan": f"@{path}"})
+    path.write_text(json.dumps(content | {"disk_layers": ""}))
+    assert "block 2 is not on disk" in ours.worker.call(checked, smollm2, {"skip.plan": f"@{path}"})
 
 
 def last_rows(lib: Library, path: Path, n: int, overrides: Override) -> np.ndarray:

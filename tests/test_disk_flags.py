@@ -187,6 +187,23 @@ def test_a_server_hands_its_memory_back_when_idle(ours: Build, copy: Path) -> No
         assert resident() == pytest.approx(mapped, rel=0.01)
 
 
+def test_a_server_that_sleeps_and_wakes(ours: Build, copy: Path) -> None:
+    mapped = sum(t.size for t in of_blocks(copy, expand(DISK))) / 2**20
+
+    def memory() -> tuple[float, float]:
+        props = found.ask("/props")["skip"]
+        return props["disk_mib_mapped"], props["disk_mib_resident"]
+
+    with server(ours, copy, "--disk-layers", DISK, "--sleep-idle-seconds", 2) as found:
+        for _ in range(2):
+            assert "content" in found.complete("The old man", 8)
+            assert memory() == pytest.approx((mapped, mapped), rel=0.01)
+            deadline = time.monotonic() + 60
+            while not found.ask("/props")["is_sleeping"] and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert memory() == (0, 0)
+
+
 def test_several_slots_a_context_shift_and_saved_slots(ours: Build, copy: Path, tmp_path: Path) -> None:
     """A server with disk blocks says what the one without says."""
     prompts = ["The capital of France is", "Once upon a time,", "Water boils when", "One, two, three,"]

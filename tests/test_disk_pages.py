@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arch_files import Base, make, write
 from builds import Build
 from disk_pages import cached_pages, disk_pages, rss_of
 from libllama import EVAL_CALLBACK, Library, LlamaError, Override
@@ -207,6 +208,46 @@ def test_idle_time_hands_pages_back(ours: Build, copy: Path, tokens: list[int]) 
     assert idle == 0
 
 
+def after_a_long_node(lib: Library, path: Path, tokens: list[int], standby: bool) -> list[int]:
+    """Bytes in memory after a decode that took longer than the idle time, and after a pause."""
+    model = lib.model(path, disk(**{"skip.disk_idle": 1}), **PLAIN)
+    waited = False
+
+    @EVAL_CALLBACK
+    def wait(tensor: Any, ask: bool, _: Any) -> bool:
+        nonlocal waited
+        if ask:
+            return True
+        if not waited and tensor.contents.name.startswith(b"l_out-20"):
+            waited = True
+            time.sleep(3)
+            if standby:
+                lib.c.llama_skip_standby(model.p)
+        return True
+
+    ctx = model.context(cb_eval=ctypes.cast(wait, ctypes.c_void_p))
+    ctx.decode(tokens[:4])
+    assert waited
+    found = [lib.c.llama_skip_disk_resident(model.p)]
+    deadline = time.monotonic() + 30
+    while lib.c.llama_skip_disk_resident(model.p) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    found.append(lib.c.llama_skip_disk_resident(model.p))
+    ctx.close()
+    model.close()
+    return found
+
+
+@pytest.mark.parametrize("standby", [False, True])
+def test_idle_time_does_not_pass_while_work_is_done(
+    ours: Build, smollm2: Path, tokens: list[int], standby: bool
+) -> None:
+    size = sum(t.size for t in of_blocks(smollm2, expand(DISK)))
+    busy, idle = ours.worker.fresh(after_a_long_node, smollm2, tokens, standby)
+    assert idle == 0  # what came back after a standby goes again, too
+    assert busy > 0 if standby else busy == pytest.approx(size, rel=0.01)
+
+
 def after_change(lib: Library, path: Path, tokens: list[int], change: str) -> tuple[str, str]:
     """What a decode says after a change to the file, and after it was undone where it can be."""
     model = lib.model(path, disk(), **PLAIN)
@@ -253,3 +294,33 @@ def test_a_change_of_the_file_is_an_error(
     said, after = ours.worker.fresh(after_change, copy, tokens, change)
     assert words in said and str(copy) in said and "load the model again" in said
     assert (after == "") == (change == "removed")
+
+
+def with_a_failed_decode(lib: Library, path: Path, tokens: list[int], fails: bool) -> np.ndarray:
+    """The logits of two tokens, which were decoded once before while the file was not there."""
+    model = lib.model(path, disk("0-1"), **PLAIN)
+    ctx = model.context()
+    ctx.decode(tokens[:4])
+    if fails:
+        other = path.with_suffix(".other")
+        path.rename(other)
+        with pytest.raises(LlamaError):
+            ctx.decode(tokens[4:6])
+        other.rename(path)
+    found = ctx.decode(tokens[4:6])
+    ctx.close()
+    model.close()
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama-dense", "mamba2-dense", "lfm2-dense", "qwen3next-moe"])
+def test_a_decode_that_fails_leaves_the_state_alone(
+    ours: Build, stock: Build, bases: dict[str, Base], tmp_path: Path, name: str
+) -> None:
+    model = make(stock, tmp_path, bases, name)
+    path = write(tmp_path / "model.gguf", model.arch, model.metadata, model.tensors)
+    tokens = [3 + i * 7 % 50 for i in range(6)]
+    expected, found = (
+        ours.worker.fresh(with_a_failed_decode, path, tokens, fails) for fails in (False, True)
+    )
+    assert np.array_equal(found, expected)

@@ -197,6 +197,7 @@ bool common_skip_check(const common_params & params) {
 }
 
 void common_skip_loaded(const llama_model * model) {
+    common_skip_props_loaded(model);
     const std::string text = llama_model_skip_summary(model);
     if (common_log_get_verbosity_thold() < LOG_LEVEL_WARN && !text.empty()) {
         fprintf(stderr, "\n%s\n", text.c_str());
@@ -222,6 +223,8 @@ void common_skip_to_draft(common_params & params, const common_params_speculativ
     params.skip_scale.clear();
     params.disk_layers.clear();
     params.disk_scale.clear();
+    params.disk_idle.clear();
+    params.disk_strict  = false;
     overrides           = draft_overrides(std::move(overrides), draft.skip_layers, params.skip_untested);
     params.kv_overrides = overrides.empty() ? overrides : terminated(overrides);
 }

@@ -41,7 +41,7 @@ const llama_model_kv_override * common_skip_overrides(const std::string & layers
 
 // {"layers": ..., "scale": ..., "bypass": ..., "n_layer": ..., "n_layer_kept": ..., "bytes_not_loaded": ..., "disk_layers": ..., ...} each
 // time it is called, with the memory of that moment
-std::function<std::string()> common_skip_props(const llama_model * model);
+std::function<std::string(bool is_sleeping)> common_skip_props(const llama_model * model);
 
 // An empty value would otherwise look like a flag that was not given: exits.
 const std::string & common_skip_not_empty(const char * flag, const std::string & value);

@@ -30,5 +30,8 @@ void common_skip_disk_add_args(const std::function<void(common_arg)> & add_opt);
 // what the grammar refuses; throws std::invalid_argument
 void common_skip_disk_check(const common_params & params);
 
+// a model was loaded, that /props is to tell of
+void common_skip_props_loaded(const llama_model * model);
+
 // turns the flags into overrides
 void common_skip_disk_finish(common_params & params);
