@@ -2,7 +2,7 @@
 
     python benchmarks/heal.py MODEL --skip-layers SPEC [-f TEXT] [--tokens N] [--plan PLAN] [--json]
 
-    time    seconds to heal a gap / seconds to evaluate the model once on the same tokens     at most 3
+    time    processor time to heal a gap / to evaluate the model once on the same tokens      at most 3
     speed   tokens/s that the healed plan generates / those of the same blocks, identity      at least 0.97
     bytes   of the bypass tensors / of the blocks left out                                    at most 0.1
 
@@ -35,20 +35,20 @@ N_GENERATE = 64
 
 
 def evaluated(args: argparse.Namespace, options: dict[str, Any]) -> float:
-    """Return the seconds of one evaluation of half the tokens."""
+    """Return the processor time of one evaluation of half the tokens."""
     n_windows = args.tokens // args.ctx_size // 2
     with Llama(args.model, n_ctx=args.ctx_size, verbose=False, **options) as llm:
         tokens, _ = read_text(llm, args.file, n_ctx=args.ctx_size, n_windows=n_windows)
         bos = llm.token_bos() if llm.adds_bos else None
-        start = time.perf_counter()
+        start = time.process_time()
         perplexity.measure(llm, tokens, n_ctx=args.ctx_size, bos=bos)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
 
 def healed(args: argparse.Namespace, options: dict[str, Any]) -> tuple[Plan, dict[str, float]]:
-    """Return the plan, with the seconds of healing and of evaluating on the same tokens."""
+    """Return the plan, with the processor time of healing and of evaluating on the same tokens."""
     before = evaluated(args, options)
-    start = time.perf_counter()
+    start = time.process_time()
     plan = heal_plan(
         args.model,
         skip_layers=args.skip_layers,
@@ -58,7 +58,7 @@ def healed(args: argparse.Namespace, options: dict[str, Any]) -> tuple[Plan, dic
         show_progress=True,
         **options,
     )
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return plan, {"heal_s": seconds, "evaluation_s": before + evaluated(args, options)}
 
 
