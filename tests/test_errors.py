@@ -241,6 +241,10 @@ OF_A_VOCABULARY: dict[str, Any] = {
     "adds_bos": lambda llm: llm.adds_bos,
     "skip_layers": lambda llm: llm.skip_layers,
     "skip_scale": lambda llm: llm.skip_scale,
+    "disk_layers": lambda llm: llm.disk_layers,
+    "disk_scale": lambda llm: llm.disk_scale,
+    "disk_memory": lambda llm: llm.disk_memory(),
+    "standby": lambda llm: llm.standby(),
 }
 
 
