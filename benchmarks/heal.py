@@ -131,6 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.file is None and not args.plan:
         parser.error("name a text with -f, or in LLAMA_SKIP_TEXT")
+    if not args.plan and args.tokens < 2 * args.ctx_size:
+        parser.error("--tokens has to be at least two windows")
     found = measure(args)
     if args.json:
         print(json.dumps(found, indent=1))

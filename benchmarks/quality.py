@@ -101,8 +101,10 @@ def baseline(model: Path, fill: str, blocks: list[int], args: argparse.Namespace
                     continue
                 ratios, full = [], FullMap(llm.n_embd())
                 for x, t in healer.streams(plan, gap):
-                    ratios.append(np.linalg.norm(t, axis=1) / np.linalg.norm(x, axis=1))
-                    full.add(x.astype(np.float64), t.astype(np.float64))
+                    if fill == "full map":
+                        full.add(x.astype(np.float64), t.astype(np.float64))
+                    else:
+                        ratios.append(np.linalg.norm(t, axis=1) / np.linalg.norm(x, axis=1))
                 if fill == "full map":
                     plan = replace(plan, bypass=[*plan.bypass, full.bypass(gap)])
                 else:
@@ -278,6 +280,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.file is None:
         parser.error("name a text with -f, or in LLAMA_SKIP_TEXT")
+    if min(args.tokens, args.heal_tokens // 2, args.judge_tokens) < args.ctx_size:
+        parser.error("--tokens and --judge-tokens have to be at least a window, --heal-tokens two")
     args.file = Path(args.file)
     found = {model.name: list(rows(model, args)) for model in args.models}
     if args.json:

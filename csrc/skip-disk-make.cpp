@@ -114,6 +114,9 @@ void llama_skip_disk_make(const llama_hparams & hparams, llm_arch arch, const ll
         skip.disk.idle = parse_idle(spec, names);
     }
     skip.disk.strict |= spec.disk_strict;
+    if (spec.disk.empty() && (!spec.disk_idle.empty() || spec.disk_strict)) {
+        throw std::invalid_argument(names.disk + ": no block is on disk, so there is no memory to hand back");
+    }
     if (blocks.none()) {
         return;
     }

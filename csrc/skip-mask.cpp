@@ -131,7 +131,7 @@ llama_skip_set llama_skip_make_mask(const llama_model & model, const char * laye
         const std::string given = names.layers + ": '" + asked.plan + "'";
 
         plan = look_up(model, asked, names);
-        if (!plan.disk_layers.empty()) {
+        if (!plan.disk_layers.empty() || !plan.disk_scale.empty()) {
             throw std::invalid_argument(given + ": the plan keeps blocks on disk, give it when the model is loaded");
         }
     }

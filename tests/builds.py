@@ -36,6 +36,13 @@ class Build:
         kwargs = {"stdin": subprocess.DEVNULL, "timeout": 300, "errors": "replace", **kwargs}
         return subprocess.run(command, capture_output=True, text=True, env=env, **kwargs)
 
+    def complete(self, model: Path, *args: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        """Run llama-completion on a short prompt, greedily, to its end."""
+        words = ["-no-cnv", "--no-warmup", "-n", "8", "--temp", "0", "-c", "512", "-t", "1", "-p"]
+        done = self.run("llama-completion", "-m", model, *words, "The old man", *args, **kwargs)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
 
 def stock() -> Build:
     """The unpatched library and tools, built on first use; LLAMA_SKIP_STOCK names a folder that has them."""

@@ -11,6 +11,7 @@ import pytest
 from arch_files import Base, generated
 from builds import Build
 from oracle import tokens_of, zeroed_copy
+from rpc import Proxy, rpc_device
 from tiny import blocks, random_model, small_vocab
 
 
@@ -74,6 +75,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     vocab = small_vocab(folder / "vocab.gguf")
     return random_model(folder / "small.gguf", vocab, "qwen3", 4, blocks(4, post_norm="ffn_norm"), {})
+
+
+@pytest.fixture
+def device(ours: Build) -> Iterator[Proxy]:
+    with rpc_device(ours.tool("ggml-rpc-server")) as proxy:
+        yield proxy
 
 
 @pytest.fixture

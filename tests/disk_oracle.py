@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arch_run import PROMPT, ROWS, SINGLE, Outcome, decode
+from arch_run import PROMPT, ROWS, SINGLE, Outcome, decode, rows
 from libllama import EVAL_CALLBACK, Context, Library, LlamaError, P
 
 LAST = ("result_embd", "h_nextn")  # names of the last block's output, where it is not l_out
@@ -110,17 +110,6 @@ def found_rows(
     except LlamaError as err:
         return str(err)
     try:
-        ctx = model.context(flash=flash, n_ctx=64, embeddings=embeddings)
-    except LlamaError as err:
-        model.close()
-        return str(err)
-    try:
-        found = decode(ctx, PROMPT, 0, ROWS, embeddings)
-        for i, token in enumerate(SINGLE):
-            found += decode(ctx, [token], len(PROMPT) + i, [0], embeddings)
-        return np.stack(found)
-    except LlamaError as err:
-        return str(err)
+        return rows(model, flash, None, embeddings)
     finally:
-        ctx.close()
         model.close()

@@ -335,6 +335,7 @@ def test_bad_input(
         ((*on_disk, "-c", 4096), 1, "tokens do not fill a window of 4096"),
         ((*on_disk, "--json", tmp_path / "no" / "bench.json"), 1, "bench.json: No such file"),
         ((*on_disk, "--json", tiny), 2, "tiny.gguf is what is measured, name another file to write"),
+        ((*on_disk, "--json", tmp_path / "x", "-o", tmp_path / "x"), 2, "need a file each"),
         ((*on_disk, "--rpc", "127.0.0.1:1"), 1, "cannot connect to 127.0.0.1:1"),
     ):
         found, out, err = run(capsys, tiny, *sizes, *args)

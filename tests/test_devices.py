@@ -21,12 +21,6 @@ KV_BYTES_PER_BLOCK = 2 * N_CTX * 192 * 2  # K and V, f16, 3 heads of 64
 
 
 @pytest.fixture
-def device(ours: Build) -> Iterator[Proxy]:
-    with rpc_device(ours.tool("ggml-rpc-server")) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def two_devices(ours: Build) -> Iterator[list[Proxy]]:
     with ExitStack() as stack:
         yield [stack.enter_context(rpc_device(ours.tool("ggml-rpc-server"))) for _ in range(2)]
@@ -154,38 +148,15 @@ def test_the_hole_in_the_mapping_does_not_take_others_memory_along(
     assert ours.worker.fresh(maps_while_loading, device.endpoint, smollm2, skip("1-28"))
 
 
-def complete(build: Build, model: Path, *args: object) -> str:
-    done = build.run(
-        "llama-completion",
-        *(
-            "-m",
-            model,
-            "-no-cnv",
-            "--no-warmup",
-            "-n",
-            8,
-            "-p",
-            "The old man",
-            "--temp",
-            0,
-            "-c",
-            512,
-            "-t",
-            1,
-        ),
-        *args,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_override_tensor_patterns_name_blocks_of_the_file(ours: Build, smollm2: Path, device: Proxy) -> None:
     pattern = r"blk\.(20|26)\.=CPU,blk\.5\.ffn_down=CPU"
     args = ("--skip-layers", OUT, "--no-repack")
-    text = complete(ours, smollm2, *args, "--rpc", device.endpoint, "-ngl", 99, "-fit", "off", "-ot", pattern)
+    text = ours.complete(
+        smollm2, *args, "--rpc", device.endpoint, "-ngl", 99, "-fit", "off", "-ot", pattern
+    ).stdout
     kept = {t.name for t in tensors(smollm2) if t.block not in (*expand(OUT), 20, 26)}
     assert set(device.weights()) == kept - {"blk.5.ffn_down.weight"}
-    assert text == complete(ours, smollm2, *args, "-fit", "off")
+    assert text == ours.complete(smollm2, *args, "-fit", "off").stdout
 
 
 def fit_twice(
@@ -197,10 +168,10 @@ def fit_twice(
     done = stock.run("llama-quantize", "--prune-layers", ",".join(map(str, out)), model, pruned, "COPY")
     assert done.returncode == 0, done.stderr
     args = ("--rpc", device.endpoint, "--fit-target", FIT_MARGIN, "--no-repack")
-    expected_text = complete(stock, pruned, *args)
+    expected_text = stock.complete(pruned, *args).stdout
     expected = device.weights()
     device.tensors.clear()
-    assert complete(ours, model, *args, "--skip-layers", OUT) == expected_text
+    assert ours.complete(model, *args, "--skip-layers", OUT).stdout == expected_text
 
     kept = [il for il in range(30) if il not in out]
 

@@ -108,6 +108,8 @@ REFUSED = [
     ({"skip.disk": "0-29", "skip.disk_scale": "0"}, ["skip.disk_scale", "every block"]),
     ({"skip.disk": "4", "skip.disk_idle": "-1"}, ["skip.disk_idle", "-1"]),
     ({"skip.disk": "4", "skip.disk_idle": "1e10"}, ["skip.disk_idle", "1e10"]),
+    ({"skip.disk_idle": "5"}, ["skip.disk", "no block is on disk"]),
+    ({"skip.disk_strict": True}, ["skip.disk", "no block is on disk"]),
     ({"skip.disk": "4", "skip.disk_strict": "yes"}, ["skip.disk_strict", "bool"]),
     ({"skip.disk.1": "4"}, ["skip.disk.1", "continues"]),
     ({"skip.disks": "4"}, ["skip.disks", "unknown"]),

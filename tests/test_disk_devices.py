@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,11 @@ import pytest
 from builds import Build
 from libllama import Library, Override
 from oracle import expand, logits, skip, tensors
-from rpc import Proxy, rpc_device
+from rpc import Proxy
 
 DISK = "1-29+2"
 N_CTX = 512
 KV_BYTES_PER_BLOCK = 2 * N_CTX * 192 * 2  # K and V, f16, 3 heads of 64
-
-
-@pytest.fixture
-def device(ours: Build) -> Iterator[Proxy]:
-    with rpc_device(ours.tool("ggml-rpc-server")) as proxy:
-        yield proxy
 
 
 def disk(layers: str = DISK, **more: Any) -> dict[str, Any]:

@@ -21,32 +21,6 @@ LONG = "1;3;5;" * 40 + "7-29+2"  # longer than one override holds
 DISK = "1-29+2"
 
 
-def complete(build: Build, model: Path, *args: object, env: dict[str, str] | None = None) -> tuple[str, str]:
-    done = build.run(
-        "llama-completion",
-        *(
-            "-m",
-            model,
-            "-no-cnv",
-            "--no-warmup",
-            "-n",
-            8,
-            "-p",
-            "The old man",
-            "--temp",
-            0,
-            "-c",
-            256,
-            "-t",
-            1,
-        ),
-        *args,
-        env=env or {},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout, done.stderr
-
-
 WAYS: list[tuple[list[str], dict[str, str]]] = [
     (["--disk-layers", DISK, "--disk-scale", "0.5"], {}),
     (["--disk-layers", LONG, "--disk-scale", "0.5"], {}),
@@ -69,13 +43,13 @@ WAYS: list[tuple[list[str], dict[str, str]]] = [
 
 
 def test_every_way_to_give_disk_blocks(ours: Build, smollm2: Path) -> None:
-    whole, _ = complete(ours, smollm2, "--no-repack")
-    found = [complete(ours, smollm2, *args, "--no-repack", env=env) for args, env in WAYS]
-    assert len({text for text, _ in found}) == 1
-    assert found[0][0] != whole
-    for _, log in found:
-        assert re.search(r"disk: blocks 1,3,5,.*29 stay in the file, scale 1:0\.5,", log)
-    assert complete(ours, smollm2, "--no-repack", "--disk-layers", DISK)[0] == whole
+    whole = ours.complete(smollm2, "--no-repack").stdout
+    found = [ours.complete(smollm2, *args, "--no-repack", env=env) for args, env in WAYS]
+    assert len({done.stdout for done in found}) == 1
+    assert found[0].stdout != whole
+    for done in found:
+        assert re.search(r"disk: blocks 1,3,5,.*29 stay in the file, scale 1:0\.5,", done.stderr)
+    assert ours.complete(smollm2, "--no-repack", "--disk-layers", DISK).stdout == whole
 
 
 @pytest.mark.parametrize(
@@ -88,6 +62,8 @@ def test_every_way_to_give_disk_blocks(ours: Build, smollm2: Path) -> None:
         (["--disk-layers", "3", "--disk-scale", "inf"], ["--disk-scale: the scale 'inf' is not finite"]),
         (["--disk-layers", "3", "--disk-scale", "4:1"], ["--disk-scale: block 4 is not on disk"]),
         (["--disk-scale", "0.5"], ["--disk-scale: no block is on disk"]),
+        (["--disk-idle", "5"], ["--disk-layers: no block is on disk"]),
+        (["--disk-strict"], ["--disk-layers: no block is on disk"]),
         (["--disk-layers", "3", "--disk-idle", "soon"], ["--disk-idle"]),
         (["--disk-layers", "3-5", "--skip-layers", "5"], ["--disk-layers: blocks 5 are left out"]),
         (
@@ -149,7 +125,9 @@ def test_fit_leaves_disk_blocks_on_the_host(ours: Build, smollm2: Path) -> None:
     """So little is free on the device that some of the other blocks do not fit either."""
     with rpc_device(ours.tool("ggml-rpc-server")) as device:
         device.free_memory = (100 + 1024) << 20
-        complete(ours, smollm2, "--rpc", device.endpoint, "--fit-target", 1024, "--disk-layers", DISK)
+        ours.complete(
+            smollm2, "-c", 256, "--rpc", device.endpoint, "--fit-target", 1024, "--disk-layers", DISK
+        )
         some = device.blocks()
     assert some and set(some) < set(range(0, 30, 2))
     assert some == list(range(0, 30, 2))[-len(some) :]

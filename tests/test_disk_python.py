@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_skip.identity import identify
+from llama_skip.planfile import Plan, write_plan
 from oracle import expand, of_blocks
 
 DISK = "1-29+2"
@@ -54,6 +56,17 @@ def test_hidden_states_are_those_of_the_scaled_stream(make: Callable[..., Any]) 
     x, f = whole.inputs[7], whole.outputs[7]
     assert np.array_equal(found.inputs[7], x)
     assert np.array_equal(found.outputs[7], x + np.float32(0.25) * (f - x))
+
+
+@pytest.mark.parametrize("disk", [{"disk_layers": "2"}, {"disk_scale": "2:0.5"}], ids=str)
+def test_a_mask_cannot_be_a_plan_with_disk_blocks(
+    make: Callable[..., Any], smollm2: Path, tmp_path: Path, disk: dict[str, str]
+) -> None:
+    llm, path = make(), tmp_path / "plan.json"
+    write_plan(path, Plan(identify(smollm2), "13", **disk))
+    with pytest.raises(ValueError, match="the plan keeps blocks on disk"):
+        llm.set_mask(f"@{path}")
+    assert llm.mask == ()
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ void common_skip_disk_add_args(const std::function<void(common_arg)> & add_opt) 
         }).set_env("LLAMA_ARG_DISK_LAYERS"));
     add_opt(common_arg({ "--disk-scale" }, "SPEC",
         "the output of a disk block is x + S*(f(x) - x): S for all of them, or N:S,... for block N (default: 1, the "
-        "whole "
-        "block; 0 leaves it out)",
+        "whole block; 0 leaves it out)",
         [](common_params & params, const std::string & value) {
             params.disk_scale = common_skip_not_empty("--disk-scale", value);
         }).set_env("LLAMA_ARG_DISK_SCALE"));

@@ -23,7 +23,7 @@ from llama_skip.eval import LEAST_CTX, N_WINDOWS, Log
 from llama_skip.files import StrPath, check_writable, is_one_of, replacing
 from llama_skip.identity import identify
 from llama_skip.llama import Llama
-from llama_skip.options import DEFAULTS, add_model_options, model_options
+from llama_skip.options import DEFAULTS, add_model_options, add_text_options, model_options
 from llama_skip.progress import Progress, progress
 from llama_skip.texts import read_text
 
@@ -225,15 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         default=list(CONTEXTS),
         help=f"lengths of prompts (default: {' '.join(map(str, CONTEXTS))})",
     )
-    add("-f", "--file", metavar="TEXT", help="text to measure on (default: the model's own writing)")
-    add(
-        "--windows",
-        "--chunks",
-        metavar="N",
-        type=int,
-        default=N_WINDOWS,
-        help=f"windows of TEXT at most, 0: all (default: {N_WINDOWS})",
-    )
+    add_text_options(parser, N_WINDOWS)
     add(
         "--rounds",
         metavar="N",
@@ -252,7 +244,10 @@ def _bench(args: argparse.Namespace) -> int:
     options = model_options(args)
     if args.png:
         benchchart.check_drawing()
-    for path in filter(None, (args.output, args.json, args.png)):
+    outputs = [path for path in (args.output, args.json, args.png) if path]
+    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+        raise UsageError("-o, --json and --png need a file each")
+    for path in outputs:
         if is_one_of(path, filter(None, (args.model, args.plan, args.file))):
             raise UsageError(f"{path} is what is measured, name another file to write")
         check_writable(path)

@@ -75,8 +75,8 @@ def plan_disk(
 
     @cache
     def way(n_blocks: int) -> _Way | None:
-        layers = planning.prefix(score, n_blocks, {}).skip_layers
-        found = _on_disk(model_path, layers, score.model.n_layer, mib, options)
+        out = [step.block for step in score.path[:n_blocks]]
+        found = _on_disk(model_path, out, score.model.n_layer, mib, options)
         return found and replace(found, speed=_speed(model_path, found, n_timed, options))
 
     base = way(n_out)
@@ -108,10 +108,11 @@ def plan_disk(
 
 
 def _on_disk(
-    model_path: StrPath, skip_layers: str, n_layer: int, mib: float, options: dict[str, Any]
+    model_path: StrPath, out: list[int], n_layer: int, mib: float, options: dict[str, Any]
 ) -> _Way | None:
     """Return the way with the fewest of the first blocks on disk that fits, None where none does."""
-    kept = [il for il in range(n_layer) if il not in _blocks(skip_layers)]
+    skip_layers = skipset.ranges_text(out)
+    kept = [il for il in range(n_layer) if il not in out]
 
     @cache
     def memory(n_blocks: int) -> dict[str, DeviceMemory]:
@@ -129,12 +130,6 @@ def _on_disk(
         return None
     n_blocks = planning.shortest(len(kept), fits)
     return _Way(skip_layers, skipset.ranges_text(kept[:n_blocks]), memory(n_blocks))
-
-
-def _blocks(ranges: str) -> set[int]:
-    """Return the blocks of a text that skipset.ranges_text() made."""
-    bounds = (item.split("-") for item in ranges.split(",") if item)
-    return {il for first, *last in bounds for il in range(int(first), int(*last or [first]) + 1)}
 
 
 def _speed(model_path: StrPath, way: _Way, n_timed: int, options: dict[str, Any]) -> float:

@@ -20,7 +20,7 @@ from llama_skip.files import VERSION, StrPath, check_writable
 from llama_skip.identity import check_same, identify
 from llama_skip.llama import Llama
 from llama_skip.loaded import DeviceMemory
-from llama_skip.options import DEFAULTS, NO_RESULT, add_model_options, model_options
+from llama_skip.options import DEFAULTS, NO_RESULT, add_model_options, add_text_options, model_options
 from llama_skip.planfile import read_plan
 from llama_skip.progress import Progress, progress
 from llama_skip.quality import Candidate
@@ -245,15 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip-scale", metavar="SPEC", help="what the gaps of each SPEC are scaled by")
     add("--plan", metavar="FILE", action="append", default=[], help="a plan file; repeat it")
     add("--also", metavar="FILE", action="append", default=[], help="another file to compare; repeat it")
-    add("-f", "--file", metavar="TEXT", help="text to measure on (default: the model's own writing)")
-    add(
-        "--windows",
-        "--chunks",
-        metavar="N",
-        type=int,
-        default=N_WINDOWS,
-        help=f"windows of TEXT at most, 0: all (default: {N_WINDOWS})",
-    )
+    add_text_options(parser, N_WINDOWS)
     add("--no-speed", action="store_true", help="measure no speed")
     add("-o", "--output", metavar="FILE", help="write the results, and go on where FILE ends")
     add("--json", action="store_true", help="print JSON")

@@ -44,6 +44,20 @@ def cache_types(options: Mapping[str, Any]) -> dict[str, int]:
     return {key: DEFAULT_CACHE_TYPE if kind is None else kind for key, kind in given.items()}
 
 
+def add_text_options(parser: Parser, n_windows: int) -> None:
+    """Add the text to measure on; `n_windows` is the default of `--windows`."""
+    add = parser.add_argument
+    add("-f", "--file", metavar="TEXT", help="text to measure on (default: the model's own writing)")
+    add(
+        "--windows",
+        "--chunks",
+        metavar="N",
+        type=int,
+        default=n_windows,
+        help=f"windows of TEXT at most, 0: all (default: {n_windows})",
+    )
+
+
 def add_model_options(parser: Parser, *, ctx_size: int = 512) -> None:
     """Add what model_options() reads; `ctx_size` is the default of `-c`."""
     add = parser.add_argument_group("loading").add_argument
