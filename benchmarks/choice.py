@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import sleb
-from llama_skip import Llama, perplexity
-from llama_skip.identity import identify
+from llama_skip import Llama
+from llama_skip.files.identity import identify
+from llama_skip.measure import perplexity
 from llama_skip.progress import progress
-from llama_skip.scorefile import Score, share_of_blocks
-from llama_skip.scoring import score_model
+from llama_skip.score.file import Score, share_of_blocks
+from llama_skip.score.score import score_model
 from llama_skip.skipset import ranges_text
 
 SHARES = (0.1, 0.2, 0.3)

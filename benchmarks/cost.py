@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llama_skip.identity import identify
-from llama_skip.scorefile import share_of_blocks
-from llama_skip.scoring import score_model
+from llama_skip.files.identity import identify
+from llama_skip.score.file import share_of_blocks
+from llama_skip.score.score import score_model
 
 
 def timed(args: argparse.Namespace, n_path: int, *, n_tokens: int, shortcuts: bool) -> dict[str, Any]:

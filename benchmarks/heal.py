@@ -22,12 +22,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from llama_skip import Llama, perplexity
-from llama_skip.healing import heal_plan
-from llama_skip.identity import block_bytes
-from llama_skip.planfile import Plan, read_plan, write_plan
+from llama_skip import Llama
+from llama_skip.files.identity import block_bytes
+from llama_skip.heal.heal import heal_plan
+from llama_skip.measure import perplexity
+from llama_skip.measure.text import read_text
+from llama_skip.plan.file import Plan, read_plan, write_plan
 from llama_skip.skipset import gaps, resolve
-from llama_skip.texts import read_text
 from speed import paired
 
 BOUNDS = {"time": 3.0, "speed": 0.97, "bytes": 0.1}

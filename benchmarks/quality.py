@@ -35,21 +35,22 @@ from typing import Any
 
 import choice
 import numpy as np
-from llama_skip import Llama, bypass
+from llama_skip import Llama
 from llama_skip._tools import tool_path
-from llama_skip.bypass import Bypass
-from llama_skip.eval import evaluate
-from llama_skip.evalfile import EvalRow, Evaluation
-from llama_skip.healer import Healer, Trial
-from llama_skip.healing import OWN_WRITING, heal_plan
-from llama_skip.identity import block_bytes, identify
-from llama_skip.planfile import Plan, write_plan
+from llama_skip.eval.evaluate import evaluate
+from llama_skip.eval.file import EvalRow, Evaluation
+from llama_skip.files.identity import block_bytes, identify
+from llama_skip.heal.heal import OWN_WRITING, heal_plan
+from llama_skip.heal.healer import Healer, Trial
+from llama_skip.heal.regression import LinearFits, Sums
+from llama_skip.measure.candidates import text_windows
+from llama_skip.measure.text import read_text
+from llama_skip.plan import bypass
+from llama_skip.plan.bypass import Bypass
+from llama_skip.plan.file import Plan, write_plan
 from llama_skip.progress import progress
-from llama_skip.quality import text_windows
-from llama_skip.regression import LinearFits, Sums
-from llama_skip.scorefile import share_of_blocks
+from llama_skip.score.file import share_of_blocks
 from llama_skip.skipset import gaps, ranges_text
-from llama_skip.texts import read_text
 
 TEXTS = ("judging", "own writing")
 BOUNDS = {("healed", "judging"): 0.7, ("healed", "own writing"): 1.0, ("scale", "judging"): 1.0}

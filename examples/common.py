@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from llama_skip import Llama
-from llama_skip.demo import default_model
+from llama_skip.cli.demo import default_model
 
 
 def parser(description: str | None) -> ArgumentParser:

@@ -49,8 +49,8 @@ class Row:
 def refusal(path: Path, chosen: Set) -> str:
     """Why a set is refused, without writing anything; empty where it is not."""
     from llama_skip import _core
-    from llama_skip.baking import baked_entries
-    from llama_skip.gguf_file import read_gguf
+    from llama_skip.bake.entries import baked_entries
+    from llama_skip.files.gguf import read_gguf
 
     try:
         _core.check_skip(os.fsencode(path), chosen.spec, "", "set", "scale")
@@ -62,7 +62,7 @@ def refusal(path: Path, chosen: Set) -> str:
 
 def check(stock: Build, ours: Build, bases: dict[str, Base], name: str, folder: Path, *, every: bool) -> Row:
     """Compare a model's baked sets, all of them or one of a default run, and return its row of the table."""
-    from llama_skip.bake import bake_model
+    from llama_skip.bake.bake import bake_model
 
     model = make(stock, folder, bases, name)
     path = write(folder / "model.gguf", model.arch, model.metadata, model.tensors)

@@ -28,7 +28,7 @@ def annotate(*args: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def about(small: Path) -> Any:
-    from llama_skip.identity import identify
+    from llama_skip.files.identity import identify
 
     return identify(small)
 
@@ -36,7 +36,8 @@ def about(small: Path) -> Any:
 @pytest.fixture
 def score(about: Any) -> Any:
     """A score of the small model, with numbers that float32 holds and one that is not known."""
-    from llama_skip.scorefile import BlockScore, Score, Step, TextInfo
+    from llama_skip.files.identity import TextInfo
+    from llama_skip.score.file import BlockScore, Score, Step
 
     blocks = [BlockScore(il, influence=0.25 * il, perplexity=8.5 + il, kld=0.5 * il) for il in range(4)]
     blocks[0] = BlockScore(0, refused="not possible")
@@ -46,7 +47,7 @@ def score(about: Any) -> Any:
 
 
 def plan(about: Any, layers: str = "1-2", **found: Any) -> Any:
-    from llama_skip.planfile import Plan
+    from llama_skip.plan.file import Plan
 
     return Plan(about, layers, found={"method": "greedy", **found})
 
@@ -98,7 +99,7 @@ def test_a_copy_has_the_same_tensors_and_computes_the_same(
     stock: Build, small: Path, about: Any, tmp_path: Path
 ) -> None:
     from llama_skip import annotate_model
-    from llama_skip.identity import identify
+    from llama_skip.files.identity import identify
 
     path = annotate_model(small, plans={"p": plan(about)}, output=tmp_path / "copy.gguf").path
     old, new = GGUFReader(small).tensors, GGUFReader(path).tensors
@@ -117,7 +118,7 @@ def test_the_keys_survive_quantization(
     request: pytest.FixtureRequest, build: str, small: Path, about: Any, score: Any, tmp_path: Path
 ) -> None:
     from llama_skip import annotate_model
-    from llama_skip.identity import identify
+    from llama_skip.files.identity import identify
 
     source = annotate_model(
         small, score=score, plans={"p": plan(about)}, output=tmp_path / "source.gguf"
@@ -142,7 +143,7 @@ def test_the_keys_survive_quantization(
 
 def test_a_sidecar_keeps_what_it_has(small: Path, about: Any, score: Any, tmp_path: Path) -> None:
     from llama_skip import annotate_model
-    from llama_skip.annotate import sidecar_path
+    from llama_skip.plan.annotate import sidecar_path
 
     model = tmp_path / "model.gguf"
     model.symlink_to(small)
@@ -183,7 +184,7 @@ def test_a_sidecar_that_nothing_reads_is_noted(small: Path, about: Any, score: A
 
 def test_what_is_refused(small: Path, about: Any, score: Any, tmp_path: Path) -> None:
     from llama_skip import annotate_model
-    from llama_skip.identity import identify
+    from llama_skip.files.identity import identify
 
     output = tmp_path / "copy.gguf"
     other = replace(about, model_id="0" * 16)
@@ -238,8 +239,8 @@ def test_a_split_model_becomes_one_file_or_gets_a_sidecar(
 
 
 def test_the_command(small: Path, about: Any, score: Any, tmp_path: Path) -> None:
-    from llama_skip.planfile import write_plan
-    from llama_skip.scorefile import write_score
+    from llama_skip.plan.file import write_plan
+    from llama_skip.score.file import write_score
 
     model, scores, chosen = tmp_path / "model.gguf", tmp_path / "score.json", tmp_path / "plan.json"
     model.symlink_to(small)

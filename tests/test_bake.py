@@ -70,7 +70,7 @@ def test_the_unpatched_library_computes_the_same_from_the_baked_file(
 
 def test_tensors_and_metadata_of_a_baked_file(small: Path, tmp_path: Path) -> None:
     from llama_skip import bake_model
-    from llama_skip.identity import identify
+    from llama_skip.files.identity import identify
 
     path = bake_model(small, tmp_path / "baked.gguf", skip_layers="0,2").path
     kept = [1, 3]
@@ -105,7 +105,7 @@ def test_every_architecture_is_exact_or_refused(
 
 
 def test_the_table_has_every_model_once_and_what_is_baked_is_in_it() -> None:
-    from llama_skip.renumbering import VERIFIED
+    from llama_skip.bake.renumbering import VERIFIED
 
     rows = [line.strip("| ").split(" | ") for line in bakes.DOCS.read_text().splitlines() if line[:2] == "| "]
     rows = [row for row in rows if row[0] != "architecture"]
@@ -149,8 +149,8 @@ def test_blocks_behind_the_trunk_stay(stock: Build, ours: Build, small: Path, tm
 
 def test_a_plan_is_baked_and_recorded(small: Path, tmp_path: Path) -> None:
     from llama_skip import bake_model
-    from llama_skip.identity import identify
-    from llama_skip.planfile import Plan, write_plan
+    from llama_skip.files.identity import identify
+    from llama_skip.plan.file import Plan, write_plan
 
     about = identify(small)
     plan = Plan(about, "1", found={"method": "greedy"})
@@ -170,8 +170,8 @@ def test_a_plan_is_baked_and_recorded(small: Path, tmp_path: Path) -> None:
 
 def test_scores_and_plans_of_the_source_are_not_in_the_baked_file(small: Path, tmp_path: Path) -> None:
     from llama_skip import annotate_model, bake_model
-    from llama_skip.identity import identify
-    from llama_skip.planfile import Plan
+    from llama_skip.files.identity import identify
+    from llama_skip.plan.file import Plan
 
     source = tmp_path / "source.gguf"
     annotate_model(small, plans={"small": Plan(identify(small), "1")}, output=source)
@@ -222,8 +222,8 @@ def test_what_cannot_be_baked_is_refused_and_nothing_is_written(small: Path, tmp
 
 
 def test_an_architecture_that_was_not_compared_is_refused(tmp_path: Path) -> None:
-    from llama_skip.baking import baked_entries
-    from llama_skip.gguf_file import read_gguf
+    from llama_skip.bake.entries import baked_entries
+    from llama_skip.files.gguf import read_gguf
 
     path = untested_file(tmp_path / "untested.gguf")
     with pytest.raises(ValueError, match=r"'dflash': .* never tested"):
@@ -260,8 +260,8 @@ def test_a_full_disk_leaves_what_was_there(smollm2: Path, tmp_path: Path) -> Non
 
 
 def test_an_interrupt_leaves_what_was_there(smollm2: Path, tmp_path: Path) -> None:
-    from llama_skip.files import replacing
-    from llama_skip.gguf_file import read_gguf, write_gguf
+    from llama_skip.files.gguf import read_gguf, write_gguf
+    from llama_skip.files.store import replacing
 
     output = tmp_path / "copy.gguf"
     output.write_bytes(b"before")
@@ -300,7 +300,7 @@ def test_the_command(small: Path, tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_models(smollm2: Path, tmp_path: Path) -> None:
-    from llama_skip.gguf_file import read_gguf
+    from llama_skip.files.gguf import read_gguf
 
     data = smollm2.read_bytes()
     for name, content in (
@@ -316,7 +316,7 @@ def test_files_that_are_no_models(smollm2: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_becomes_shorter_while_it_is_read(small: Path, tmp_path: Path) -> None:
-    from llama_skip.gguf_file import read_gguf, write_gguf
+    from llama_skip.files.gguf import read_gguf, write_gguf
     from llama_skip.progress import progress
 
     model, output = tmp_path / "model.gguf", tmp_path / "copy.gguf"
@@ -334,7 +334,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read(small: Path, tmp_path: Pat
 
 
 def test_reading_and_writing_a_model_gives_the_same_bytes(smollm2: Path, tmp_path: Path) -> None:
-    from llama_skip.gguf_file import read_gguf, write_gguf
+    from llama_skip.files.gguf import read_gguf, write_gguf
     from llama_skip.progress import progress
 
     gguf = read_gguf(smollm2)

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from builds import Build
 from disk_pages import PAGE, cached_pages, disk_pages
-from llama_skip import Llama, bench_model, evaluate, hostmemory
-from llama_skip.bench import MARGIN, fitted, measured
-from llama_skip.benchfile import COLD, FULL, HEALED, LEFT_OUT, NO_KV, STRICT, UNREPACKED, WARM, notes
+from llama_skip import Llama, bench_model, evaluate
+from llama_skip.bench import hostmemory
+from llama_skip.bench.bench import MARGIN, fitted, measured
+from llama_skip.bench.file import COLD, FULL, HEALED, LEFT_OUT, NO_KV, STRICT, UNREPACKED, WARM, notes
 from llama_skip.cli import main
 from llama_skip.progress import progress
 from oracle import expand, of_blocks, tensors

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_skip.scorefile import read_score
+from llama_skip.score.file import read_score
 from stock_build import ROOT
 from tiny import blocks, random_model
 

@@ -234,7 +234,7 @@ def test_saved_states_carry_the_scales(ours: Build, smollm2: Path, tokens: list[
 
 
 def test_a_plan_file_names_disk_blocks(ours: Build, smollm2: Path, tokens: list[int], tmp_path: Path) -> None:
-    from llama_skip.identity import identify
+    from llama_skip.files.identity import identify
 
     ids = identify(smollm2)
     content: dict[str, Any] = {

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from builds import Build
 from llama_skip import Llama, annotate_model, bake_model, bench_model, evaluate, heal_plan, plan_memory
-from llama_skip.diskplan import plan_disk
-from llama_skip.identity import identify
-from llama_skip.planfile import Plan, read_plan, write_plan
-from llama_skip.scorefile import Score
+from llama_skip.files.identity import identify
+from llama_skip.plan.disk import plan_disk
+from llama_skip.plan.file import Plan, read_plan, write_plan
+from llama_skip.score.file import Score
 from rpc import Proxy
 from test_plan import N_CTX, ONE, ORDER, Used, device, files, planning_blocks, run, score, six, used
 

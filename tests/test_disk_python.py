@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_skip.identity import identify
-from llama_skip.planfile import Plan, write_plan
+from llama_skip.files.identity import identify
+from llama_skip.plan.file import Plan, write_plan
 from oracle import expand, of_blocks
 
 DISK = "1-29+2"

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from llama_skip import perplexity
-from llama_skip.divergence import Scored, kl_divergence, score_window, summary, top1
+from llama_skip.measure import perplexity
+from llama_skip.measure.divergence import Scored, kl_divergence, score_window, summary, top1
 
 SHAPES = [(1, 2), (7, 3), (40, 49152), (3, 300_001)]  # few and many rows in a chunk, and one that fills it
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from builds import Build
-from llama_skip import Llama, evaluate, perplexity
+from llama_skip import Llama, evaluate
 from llama_skip.cli import main
-from llama_skip.evalfile import read_evaluation
-from llama_skip.identity import identify
-from llama_skip.planfile import Plan, write_plan
+from llama_skip.eval.file import read_evaluation
+from llama_skip.files.identity import identify
+from llama_skip.measure import perplexity
+from llama_skip.plan.file import Plan, write_plan
 from test_quality import PROSE
 from tiny import blocks, random_model
 

@@ -14,7 +14,7 @@ from builds import Build
 from gguf import GGMLQuantizationType as Type
 from libllama import Library
 from llama_skip import _core
-from llama_skip.divergence import kl_divergence
+from llama_skip.measure.divergence import kl_divergence
 from oracle import expand, of_blocks
 from plan_files import random_bypass, write_gguf
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_skip import Llama
-from llama_skip.identity import identify
-from llama_skip.planfile import Plan, write_plan
+from llama_skip.files.identity import identify
+from llama_skip.plan.file import Plan, write_plan
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
-from llama_skip.harness_model import HarnessModel, completion_options
+from llama_skip.eval.harness import HarnessModel, completion_options
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 

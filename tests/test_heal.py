@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_skip import Llama, bake_model, healer, healing, skipset
-from llama_skip.annotate import plan_entries
-from llama_skip.bypass import TIERS
-from llama_skip.divergence import kl_divergence
-from llama_skip.eval import evaluate
-from llama_skip.planfile import Plan, is_gguf, read_plan, write_plan
-from llama_skip.quality import text_windows
-from llama_skip.regression import Sums
+from llama_skip import Llama, bake_model, skipset
+from llama_skip.eval.evaluate import evaluate
+from llama_skip.heal import heal as healing
+from llama_skip.heal import healer
+from llama_skip.heal.regression import Sums
+from llama_skip.measure.candidates import text_windows
+from llama_skip.measure.divergence import kl_divergence
+from llama_skip.plan.annotate import plan_entries
+from llama_skip.plan.bypass import TIERS
+from llama_skip.plan.file import Plan, is_gguf, read_plan, write_plan
 from test_score import N_BLOCKS, N_CTX, N_WINDOWS, OPTIONS, model, text
 
 __all__ = ["model", "text"]  # fixtures

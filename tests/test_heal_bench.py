@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_skip import healing
-from llama_skip.identity import block_bytes
+from llama_skip.files.identity import block_bytes
+from llama_skip.heal import heal as healing
 from stock_build import ROOT
 from test_score import N_CTX, N_WINDOWS, model, text
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_skip import Llama, perplexity, scoring
-from llama_skip.annotate import score_entries
-from llama_skip.planning import plan_blocks
-from llama_skip.rescale import N_FITTED, ScalingRunner
-from llama_skip.scorefile import Score
-from llama_skip.stream import Runner
+from llama_skip import Llama
+from llama_skip.measure import perplexity
+from llama_skip.plan.annotate import score_entries
+from llama_skip.plan.choose import plan_blocks
+from llama_skip.score import score as scoring
+from llama_skip.score.file import Score
+from llama_skip.score.runner import Runner
+from llama_skip.score.scaled_runner import N_FITTED, ScalingRunner
 from test_score import N_BLOCKS, N_CTX, N_WINDOWS, Stop, model, scored, text
 
 __all__ = ["model", "text"]  # fixtures

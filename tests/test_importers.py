@@ -42,7 +42,7 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_row_of_blocks(small: Path, tmp_path: Path) -> None:
-    from llama_skip.identity import identify
+    from llama_skip.files.identity import identify
 
     path = tmp_path / "block_order.csv"
     for n, layers in ((1, "2"), (2, "0,2"), (3, "0,2-3")):
@@ -129,7 +129,7 @@ def test_what_is_refused(small: Path, tmp_path: Path, text: str, kwargs: dict[st
 
 
 def test_the_command(small: Path, tmp_path: Path) -> None:
-    from llama_skip.planfile import read_plan
+    from llama_skip.plan.file import read_plan
 
     source, output = tmp_path / "skip_layers.json", tmp_path / "plan.json"
     source.write_text(json.dumps(SWIFT))

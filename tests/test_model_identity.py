@@ -13,8 +13,8 @@ import pytest
 from builds import Build
 from gguf import GGUFReader
 from llama_skip import ModelLoadError, _core, bake_model
-from llama_skip.identity import Identity, check_same
-from llama_skip.planfile import Plan, read_plan
+from llama_skip.files.identity import Identity, check_same
+from llama_skip.plan.file import Plan, read_plan
 from metadata import annotated_copy
 from oracle import TensorInfo, changed_copy, rewritten_copy, tensors
 from tiny import small_vocab, with_mtp_head

@@ -21,7 +21,7 @@ import parity
 import pytest
 from builds import Build
 from libllama import Worker
-from llama_skip import replaced
+from llama_skip.model import replaced
 from oracle import logits
 from parity import AtLength, Call, Force, Raised, Side, Without, call, differences, on_theirs
 from stock_build import ROOT

@@ -12,18 +12,20 @@ from typing import Any
 
 import pytest
 from builds import Build
-from llama_skip import Llama, alternatives, evaluate, plan_blocks, plan_memory, plan_speed, planning, skipset
-from llama_skip.alternatives import Alternative, recommend
+from llama_skip import Llama, evaluate, plan_blocks, plan_memory, plan_speed, skipset
 from llama_skip.cli import main
 from llama_skip.errors import ModelLoadError
-from llama_skip.evalfile import EvalRow
-from llama_skip.identity import Identity, block_bytes, identify
-from llama_skip.options import CACHE_TYPES
-from llama_skip.planfile import read_plan
-from llama_skip.planning import LONGER
+from llama_skip.eval.file import EvalRow
+from llama_skip.files.identity import Identity, TextInfo, block_bytes, identify
+from llama_skip.measure.candidates import Candidate
+from llama_skip.model.options import CACHE_TYPES
+from llama_skip.plan import alternatives
+from llama_skip.plan import choose as planning
+from llama_skip.plan.alternatives import Alternative, recommend
+from llama_skip.plan.choose import LONGER
+from llama_skip.plan.file import read_plan
 from llama_skip.progress import progress
-from llama_skip.quality import Candidate
-from llama_skip.scorefile import Score, Step, TextInfo, write_score
+from llama_skip.score.file import Score, Step, write_score
 from rpc import Proxy, free_port, rpc_device
 from server import server
 from test_quality import PROSE

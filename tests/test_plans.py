@@ -198,9 +198,9 @@ def test_what_annotate_and_a_plan_file_say_is_read(
     make: Callable[..., Any], bare: Path, tmp_path: Path
 ) -> None:
     from llama_skip import annotate_model
-    from llama_skip.identity import identify
-    from llama_skip.planfile import Plan, write_plan
-    from llama_skip.scorefile import BlockScore, Score, Step, TextInfo
+    from llama_skip.files.identity import TextInfo, identify
+    from llama_skip.plan.file import Plan, write_plan
+    from llama_skip.score.file import BlockScore, Score, Step
 
     about = identify(bare)
     text = TextInfo("file", "a.txt", "0" * 64, 64, 32, 2, 32)

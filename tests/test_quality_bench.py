@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from llama_skip import read_evaluation
-from llama_skip.planfile import read_plan
+from llama_skip.plan.file import read_plan
 from stock_build import ROOT
 from test_choice import N_CTX, plain
 

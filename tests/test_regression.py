@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from llama_skip import bypass, skipset
-from llama_skip.bypass import Bypass
-from llama_skip.files import write_json
-from llama_skip.identity import Identity
-from llama_skip.planfile import FORMAT, Plan, is_gguf, read_plan, write_plan
-from llama_skip.regression import EPS, Sums
+from llama_skip import skipset
+from llama_skip.files.identity import Identity
+from llama_skip.files.store import write_json
+from llama_skip.heal.regression import Sums
+from llama_skip.measure.weights import EPS
+from llama_skip.plan import bypass
+from llama_skip.plan.bypass import Bypass
+from llama_skip.plan.file import FORMAT, Plan, is_gguf, read_plan, write_plan
 
 N, N_EMBD = 400, 24
 MODEL = Identity("m.gguf", "0" * 16, "1" * 16, "llama", 6, N_EMBD, 100, "F16", 1000)

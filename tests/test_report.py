@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from llama_skip import write_report
 from llama_skip.cli import main
-from llama_skip.evalfile import EvalRow, Evaluation, write_evaluation
-from llama_skip.identity import Identity
-from llama_skip.loaded import MIB, DeviceMemory
-from llama_skip.planfile import Plan, write_plan
-from llama_skip.scorefile import BlockScore, Score, Step, TextInfo, write_score
+from llama_skip.errors import MIB
+from llama_skip.eval.file import EvalRow, Evaluation, write_evaluation
+from llama_skip.files.identity import Identity, TextInfo
+from llama_skip.model.loaded import DeviceMemory
+from llama_skip.plan.file import Plan, write_plan
+from llama_skip.score.file import BlockScore, Score, Step, write_score
 
 pytest.importorskip("matplotlib")
 

@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 from arch_files import generated_one
 from builds import Build
-from llama_skip import Llama, identity, perplexity, scoring, search
-from llama_skip.divergence import Scored, kl_divergence
-from llama_skip.loaded import Trace
-from llama_skip.scorefile import Score, read_score, share_of_blocks, write_score
-from llama_skip.stream import Runner
+from llama_skip import Llama
+from llama_skip.files import identity
+from llama_skip.measure import perplexity
+from llama_skip.measure.divergence import Scored, kl_divergence
+from llama_skip.model.loaded import Trace
+from llama_skip.score import score as scoring
+from llama_skip.score import search
+from llama_skip.score.file import Score, read_score, share_of_blocks, write_score
+from llama_skip.score.runner import Runner
 from oracle import WRITERS
 from tiny import blocks, random_model
 

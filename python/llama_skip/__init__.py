@@ -11,73 +11,73 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_skip.annotate import Annotated, annotate_model
-    from llama_skip.bake import Baked, bake_model
-    from llama_skip.bench import bench_model
-    from llama_skip.benchfile import Bench, BenchRow
-    from llama_skip.bypass import Bypass
+    from llama_skip.bake.bake import Baked, bake_model
+    from llama_skip.bench.bench import bench_model
+    from llama_skip.bench.file import Bench, BenchRow
     from llama_skip.errors import ModelLoadError
-    from llama_skip.eval import evaluate
-    from llama_skip.evalfile import EvalRow, Evaluation, read_evaluation
-    from llama_skip.grammar import LlamaGrammar
-    from llama_skip.healing import heal_plan
-    from llama_skip.identity import Identity, identify
-    from llama_skip.importers import import_plan
-    from llama_skip.llama import Llama
-    from llama_skip.loaded import DeviceMemory, HiddenStates, Trace
-    from llama_skip.memory import fit_gpu_layers
-    from llama_skip.planfile import Plan, read_plan, write_plan
-    from llama_skip.planning import plan_blocks, plan_memory, plan_speed
-    from llama_skip.report import write_report
-    from llama_skip.sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
-    from llama_skip.scorefile import BlockScore, Score, Step, TextInfo, read_score, write_score
-    from llama_skip.scoring import score_model
-    from llama_skip.state import LlamaState
+    from llama_skip.eval.evaluate import evaluate
+    from llama_skip.eval.file import EvalRow, Evaluation, read_evaluation
+    from llama_skip.files.identity import Identity, TextInfo, identify
+    from llama_skip.heal.heal import heal_plan
+    from llama_skip.llama.llama import Llama
+    from llama_skip.measure.memory import fit_gpu_layers
+    from llama_skip.model.grammar import LlamaGrammar
+    from llama_skip.model.loaded import DeviceMemory, HiddenStates, Trace
+    from llama_skip.model.sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
+    from llama_skip.model.state import LlamaState
+    from llama_skip.plan.annotate import Annotated, annotate_model
+    from llama_skip.plan.bypass import Bypass
+    from llama_skip.plan.choose import plan_blocks, plan_memory, plan_speed
+    from llama_skip.plan.file import Plan, read_plan, write_plan
+    from llama_skip.plan.imports import import_plan
+    from llama_skip.report.report import write_report
+    from llama_skip.score.file import BlockScore, Score, Step, read_score, write_score
+    from llama_skip.score.score import score_model
 
     __version__: str
 
 _HOMES = {
-    "Annotated": "annotate",
-    "Baked": "bake",
-    "Bench": "benchfile",
-    "BenchRow": "benchfile",
-    "BlockScore": "scorefile",
-    "Bypass": "bypass",
-    "DeviceMemory": "loaded",
-    "EvalRow": "evalfile",
-    "Evaluation": "evalfile",
-    "HiddenStates": "loaded",
-    "Identity": "identity",
-    "Llama": "llama",
-    "LlamaGrammar": "grammar",
-    "LlamaState": "state",
-    "LogitsProcessorList": "sampling",
-    "MinTokensLogitsProcessor": "sampling",
+    "Annotated": "plan.annotate",
+    "Baked": "bake.bake",
+    "Bench": "bench.file",
+    "BenchRow": "bench.file",
+    "BlockScore": "score.file",
+    "Bypass": "plan.bypass",
+    "DeviceMemory": "model.loaded",
+    "EvalRow": "eval.file",
+    "Evaluation": "eval.file",
+    "HiddenStates": "model.loaded",
+    "Identity": "files.identity",
+    "Llama": "llama.llama",
+    "LlamaGrammar": "model.grammar",
+    "LlamaState": "model.state",
+    "LogitsProcessorList": "model.sampling",
+    "MinTokensLogitsProcessor": "model.sampling",
     "ModelLoadError": "errors",
-    "Plan": "planfile",
-    "Score": "scorefile",
-    "Step": "scorefile",
-    "StoppingCriteriaList": "sampling",
-    "TextInfo": "scorefile",
-    "Trace": "loaded",
-    "annotate_model": "annotate",
-    "bake_model": "bake",
-    "bench_model": "bench",
-    "evaluate": "eval",
-    "fit_gpu_layers": "memory",
-    "heal_plan": "healing",
-    "identify": "identity",
-    "import_plan": "importers",
-    "plan_blocks": "planning",
-    "plan_memory": "planning",
-    "plan_speed": "planning",
-    "read_evaluation": "evalfile",
-    "read_plan": "planfile",
-    "read_score": "scorefile",
-    "score_model": "scoring",
-    "write_plan": "planfile",
-    "write_report": "report",
-    "write_score": "scorefile",
+    "Plan": "plan.file",
+    "Score": "score.file",
+    "Step": "score.file",
+    "StoppingCriteriaList": "model.sampling",
+    "TextInfo": "files.identity",
+    "Trace": "model.loaded",
+    "annotate_model": "plan.annotate",
+    "bake_model": "bake.bake",
+    "bench_model": "bench.bench",
+    "evaluate": "eval.evaluate",
+    "fit_gpu_layers": "measure.memory",
+    "heal_plan": "heal.heal",
+    "identify": "files.identity",
+    "import_plan": "plan.imports",
+    "plan_blocks": "plan.choose",
+    "plan_memory": "plan.choose",
+    "plan_speed": "plan.choose",
+    "read_evaluation": "eval.file",
+    "read_plan": "plan.file",
+    "read_score": "score.file",
+    "score_model": "score.score",
+    "write_plan": "plan.file",
+    "write_report": "report.report",
+    "write_score": "score.file",
 }
 __all__ = [
     "Annotated",

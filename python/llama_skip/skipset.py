@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from operator import index
 
 from llama_skip import _core
-from llama_skip.files import StrPath
 
 Layers = str | Iterable[int]
 Scale = float | str | Mapping[int, float]
@@ -105,7 +104,7 @@ def _factor(a: float, name: str) -> float:
         raise TypeError(f"{name}: a factor is a number, not {type(a).__name__}") from None
 
 
-def resolve(model: StrPath, layers: str, scale: str) -> tuple[list[int], str]:
+def resolve(model: str | os.PathLike[str], layers: str, scale: str) -> tuple[list[int], str]:
     """Return the blocks that a text leaves out of a model, and the factors of its gaps that are not 1.
 
     Raises:

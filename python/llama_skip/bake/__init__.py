@@ -1,0 +1,1 @@
+"""Files without some blocks, for the unpatched llama.cpp."""

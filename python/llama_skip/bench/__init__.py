@@ -1,0 +1,1 @@
+"""What blocks on disk cost and save."""

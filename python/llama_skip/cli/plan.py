@@ -1,0 +1,228 @@
+"""`llama-skip plan`: the blocks to leave out for a target, as arguments of llama.cpp's tools."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from llama_skip.cli.command import Parser, UsageError, run
+from llama_skip.cli.options import add_model_options, model_options
+from llama_skip.errors import message
+from llama_skip.files.identity import check_same, identify
+from llama_skip.files.store import check_writable
+from llama_skip.llama.llama import Llama
+from llama_skip.measure import speed as measure
+from llama_skip.measure.text import read_text
+from llama_skip.plan import alternatives
+from llama_skip.plan import disk as diskplan
+from llama_skip.plan.choose import plan_blocks, plan_memory, plan_speed
+from llama_skip.plan.describe import arguments, path_end, talk
+from llama_skip.plan.file import Plan, write_plan
+from llama_skip.progress import progress
+from llama_skip.score import score as scoring
+from llama_skip.score.file import Score, read_score, share_of_blocks
+
+FROM_SCORE = ("blocks", "fraction", "max_kld", "max_ppl_ratio")
+BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "blocks": (lambda value: value >= 1, "1 or more"),
+    "fraction": (lambda value: 0 < value < 1, "over 0 and below 1"),
+    "max_kld": (lambda value: 0 <= value < math.inf, "0 or more"),
+    "max_ppl_ratio": (lambda value: 1 <= value < math.inf, "1 or more"),
+    "vram": (lambda value: 0 < value < math.inf, "over 0"),
+    "speedup": (lambda value: 1 < value < math.inf, "over 1"),
+    "disk": (lambda value: 0 < value <= 1, "over 0 and up to 1"),
+    "parallel": (lambda value: value >= 1, "1 or more"),
+}
+N_CTX = 512  # tokens in a window of a text
+N_WINDOWS = 4  # on which the alternatives are measured
+
+EPILOG = """stdout carries only arguments: llama-server -m MODEL $(llama-skip plan MODEL ...). With --vram,
+stderr ends with what else fits into the same memory, measured: recommended (*) is what diverges least of all
+that holds the context and writes at least 90 % as fast as the fastest."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the arguments of a plan on stdout, and all else on stderr."""
+    args = _parser().parse_args(argv)
+    return run(lambda: _plan(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="llama-skip plan", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("source", metavar="MODEL|SCORE", help="a GGUF file, or for the first four targets a score alone")
+    targets = parser.add_argument_group("target, one of")
+    target = targets.add_mutually_exclusive_group(required=True).add_argument
+    target("--blocks", metavar="K", type=int, help="leave K blocks out")
+    target("--fraction", metavar="F", type=float, help="a share of the blocks, 0 to 1, rounded down")
+    target("--max-kld", metavar="X", type=float, help="KL divergence of at most X nats per token")
+    target("--max-ppl-ratio", metavar="R", type=float, help="perplexity at most R times the full model's")
+    target("--vram", metavar="MIB", type=float, help="weights, KV cache and compute buffers within MIB")
+    target("--speedup", metavar="S", type=float, help="single tokens S times as fast")
+    add(
+        "-np",
+        "--parallel",
+        metavar="N",
+        type=int,
+        help="with --vram: slots of llama-server, which takes less memory than others (default: any tool)",
+    )
+    add(
+        "--disk",
+        metavar="R",
+        type=float,
+        nargs="?",
+        const=diskplan.SHARE,
+        help="with --vram: blocks on disk instead of left out, where that is at least R times as fast "
+        f"(default of R: {diskplan.SHARE})",
+    )
+    add("--score", metavar="FILE", help="score of MODEL (default: it is scored first)")
+    add(
+        "--heal",
+        action="store_true",
+        help="scale each gap while choosing, so that blocks go that heal well (then `llama-skip heal`)",
+    )
+    add("--also", metavar="FILE", action="append", default=[], help="with --vram: another quantization")
+    add("--no-alternatives", action="store_true", help="with --vram: do not measure what else fits")
+    add("-f", "--file", metavar="TEXT", help="text to measure on (default: the model's own writing)")
+    add("-o", "--output", metavar="FILE", help="write the plan")
+    add_model_options(parser, ctx_size=4096)
+    return parser
+
+
+def _check_bounds(args: argparse.Namespace) -> None:
+    for name, (is_within, expected) in BOUNDS.items():
+        value = getattr(args, name)
+        if value is not None and not is_within(value):
+            raise UsageError(f"--{name.replace('_', '-')}: {value:g} is out of range, expected {expected}")
+    if args.vram is None and (args.also or args.parallel or args.disk):
+        raise UsageError("--also, --parallel and --disk are for --vram")
+
+
+def _plan(args: argparse.Namespace) -> int:
+    _check_bounds(args)
+    if args.output:
+        check_writable(args.output)
+    options = model_options(args)
+    model, found = _score(args, options)
+    if args.vram is None and args.speedup is None:
+        plan = plan_blocks(found, **{name: getattr(args, name) for name in FROM_SCORE})
+    elif args.speedup is not None:
+        plan = plan_speed(model, found, args.speedup, **options)
+    else:
+        plan = left_out = plan_memory(model, found, args.vram, **_given(args, options))
+        if args.disk is not None:
+            plan = diskplan.plan_disk(model, found, left_out, share=args.disk, **_given(args, options))
+    for line in [*talk(plan), *diskplan.talk(plan), *path_end(plan, found)]:
+        _say(line)
+    if args.vram is not None and args.parallel is None:
+        _say("this is for any tool; llama-server takes less: -np N plans for N slots of it")
+    words = arguments(plan)
+    if args.output:
+        write_plan(args.output, plan)
+    if args.vram is not None and (plan.skip_layers or plan.disk_layers) and not args.no_alternatives:
+        _compare(plan, left_out, args, options)
+    print(" ".join(words))
+    return 0
+
+
+def _score(args: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Score]:
+    """Return the model, "" where there is only a score, and its score."""
+    with Path(args.source).open("rb") as file:
+        is_model = file.read(4) == b"GGUF"
+    if not is_model:
+        if args.score:
+            raise UsageError(f"{args.source} is not a GGUF file, and --score needs one")
+        if args.vram is not None or args.speedup is not None:
+            raise UsageError("--vram and --speedup need MODEL, with --score FILE")
+        return "", _healing(read_score(args.source), args)
+    alternatives.check_files(args.source, args.also)
+    if args.score:
+        found = _healing(read_score(args.score), args)
+        if line := check_same(found.model, identify(args.source), args.score):
+            _say(line)
+        return args.source, found
+    return args.source, _fresh_score(args, options)
+
+
+def _healing(found: Score, args: argparse.Namespace) -> Score:
+    if args.heal and "heal" not in found.settings:
+        raise UsageError("--heal needs a score that was made with --heal too")
+    return found
+
+
+def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
+    """Score the model, at least as far as the target needs."""
+    output = f"{Path(args.source).stem}{'.heal' if args.heal else ''}.score.json"
+    n_layer = identify(args.source).n_layer
+    n_path = share_of_blocks(scoring.FRACTION, n_layer)
+    if args.fraction is not None:
+        n_path = max(n_path, share_of_blocks(args.fraction, n_layer))
+    n_path = max(n_path, args.blocks or 0)
+    options = {key: value for key, value in options.items() if key != "n_ctx"}
+    if args.vram is not None:
+        options["n_gpu_layers"] = 0  # the full model may not fit on the device
+    _say(f"no --score: scoring {args.source} first, into {output}")
+    try:
+        return scoring.score_model(
+            args.source,
+            text=args.file,
+            output=output,
+            n_ctx=N_CTX,
+            n_path=n_path,
+            heal=args.heal,
+            show_progress=True,
+            **options,
+        )
+    except scoring.OtherSettingsError as err:
+        raise ValueError(f"{err.reason}; remove it, or plan with it as it is: --score {output}") from None
+
+
+def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options for a memory plan, without batch sizes that the tools have too."""
+    left = {"n_batch": args.batch_size, "n_ubatch": args.ubatch_size}
+    given = {key: value for key, value in options.items() if left.get(key, True) is not None}
+    return given | ({} if args.parallel is None else {"n_parallel": args.parallel})
+
+
+def _compare(plan: Plan, left_out: Plan, args: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Show what else fits, and write it with the plan, which is as good without it."""
+    try:
+        plan = _with_alternatives(plan, left_out, args, options)
+    except (OSError, MemoryError, RuntimeError, ValueError) as err:
+        _say(f"warning: what else fits could not be measured: {message(err)}")
+        return
+    if args.output:
+        write_plan(args.output, plan)
+
+
+def _with_alternatives(plan: Plan, left_out: Plan, args: argparse.Namespace, options: dict[str, Any]) -> Plan:
+    given = _given(args, options)
+    found = list(alternatives.ways(left_out, args.source, args.vram, args.also, **given))
+    if plan.disk_layers:
+        found.insert(1, alternatives.on_disk(plan, args.source, **given))
+    names = {candidate.name for candidate in found}
+    for file in args.also:
+        if Path(file).name not in names:
+            _say(f"{file}: nothing of it fits")
+    n_ctx = min(N_CTX, args.ctx_size)
+    text_options = {"n_ctx": n_ctx, "n_gpu_layers": 0, "verbose": False, "n_threads": args.threads}
+    with Llama(args.source, **text_options) as llm:
+        tokens, info = read_text(llm, args.file, n_ctx=n_ctx, n_windows=N_WINDOWS, show_progress=True)
+    n_steps = len(found) * (info.n_windows + measure.N_STEPS)
+    with progress(n_steps) as bar:
+        compared = alternatives.compare(found, tokens, n_ctx=n_ctx, bar=bar, threads=args.threads)
+    for line in alternatives.table(compared):
+        _say(line)
+    _say(f"on {info.name}, {info.n_windows} windows of {info.n_ctx} tokens")
+    recommended = next(a.name for a in compared if a.recommended)
+    found_by = {**plan.found, "recommended": recommended}
+    return replace(plan, found=found_by, alternatives=[asdict(a) for a in compared])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

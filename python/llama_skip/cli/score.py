@@ -1,0 +1,114 @@
+"""`llama-skip score`: what each block costs, and the order in which blocks go."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llama_skip.cli.command import Parser, UsageError, run
+from llama_skip.cli.options import add_model_options, model_options
+from llama_skip.errors import MIB
+from llama_skip.files.identity import identify
+from llama_skip.score.file import Score, share_of_blocks
+from llama_skip.score.score import FRACTION, LEAST_CTX, N_TOKENS, score_model
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score a model and print what was found."""
+    args = _parser().parse_args(argv)
+    return run(lambda: _score(args))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="llama-skip score", description=__doc__)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a GGUF file")
+    add("-f", "--file", metavar="TEXT", help="text to calibrate on (default: the model's own writing)")
+    add("-o", "--output", metavar="FILE", help="score file (default: MODEL's name with .score.json, here)")
+    add("--tokens", metavar="N", type=int, default=N_TOKENS, help=f"tokens of TEXT (default: {N_TOKENS})")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--blocks", metavar="K", type=int, help="blocks on the greedy path")
+    length.add_argument(
+        "--fraction",
+        metavar="F",
+        type=float,
+        default=FRACTION,
+        help=f"share of the blocks (default: {FRACTION})",
+    )
+    add(
+        "--no-shortcuts",
+        action="store_true",
+        help="measure each candidate on all tokens from the first block on",
+    )
+    add(
+        "--heal",
+        action="store_true",
+        help="scale each gap while choosing, so that blocks go that heal well (then `llama-skip heal`)",
+    )
+    add("--json", action="store_true", help="print the score file")
+    add_model_options(parser)
+    return parser
+
+
+def _score(args: argparse.Namespace) -> int:
+    options = model_options(args)
+    n_ctx = options.pop("n_ctx")
+    if n_ctx < LEAST_CTX or args.tokens < n_ctx:
+        raise UsageError(
+            f"--tokens {args.tokens}, --ctx-size {n_ctx}: at least one window of {LEAST_CTX} is needed"
+        )
+    model = identify(args.model)
+    try:
+        n_path = share_of_blocks(args.fraction, model.n_layer) if args.blocks is None else args.blocks
+    except ValueError as err:
+        raise UsageError(f"--fraction: {err}") from None
+    if not 0 < n_path < model.n_layer:
+        raise UsageError(f"--blocks: {n_path} of {model.n_layer}; at least one has to go, and one to stay")
+    output = args.output or f"{Path(args.model).stem}.score.json"
+    print(f"score: {args.model}, {args.tokens} tokens, {n_path} of {model.n_layer} blocks", file=sys.stderr)
+    try:
+        score = score_model(
+            args.model,
+            text=args.file,
+            output=output,
+            n_tokens=args.tokens,
+            n_ctx=n_ctx,
+            n_path=n_path,
+            shortcuts=not args.no_shortcuts,
+            heal=args.heal,
+            show_progress=True,
+            **options,
+        )
+    except KeyboardInterrupt:
+        if Path(output).exists() or Path(f"{output}.part").exists():
+            print(f"stopped; the same command goes on from {output}", file=sys.stderr)
+        raise
+    print(f"written: {output}", file=sys.stderr)
+    print(Path(output).read_text() if args.json else "\n".join(table(score)))
+    return 0
+
+
+def table(score: Score) -> Iterator[str]:
+    """Yield the lines of what a person wants to see of a score."""
+    text = score.text
+    yield f"{score.model.name}: {score.model.n_layer} blocks, {score.model.file_type}; {text.name}"
+    yield f"full model: perplexity {score.perplexity:.3f} +- {score.perplexity_error:.3f}"
+    yield ""
+    yield " block  influence     norm in    norm out  perplexity  KL divergence     MiB"
+    for b in score.blocks:
+        cells = [_cell(b.influence, "11.4f"), _cell(b.norm_in, "12.1f"), _cell(b.norm_out, "12.1f")]
+        cells += [_cell(b.perplexity, "12.2f"), _cell(b.kld, "15.4f"), f"{b.weights_bytes / MIB:8.2f}"]
+        yield f"{b.block:6d}{''.join(cells)}" + (f"  cannot go: {b.refused}" if b.refused else "")
+    yield ""
+    yield "  step  block  perplexity  KL divergence   same top token  MiB left out"
+    for i, step in enumerate(score.path, 1):
+        yield (
+            f"{i:6d}{step.block:7d}{step.perplexity:12.2f}{step.kld:15.4f}{step.top1:17.3f}"
+            f"{step.bytes / MIB:14.2f}"
+        )
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-".rjust(int(form.split(".")[0])) if value is None else format(value, form)

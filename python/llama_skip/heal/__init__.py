@@ -1,0 +1,1 @@
+"""What is fitted into the gaps of a plan."""

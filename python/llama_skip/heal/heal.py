@@ -1,0 +1,193 @@
+"""A bypass for each gap of a plan, fitted on the model's own hidden states and chosen on text held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from llama_skip import skipset
+from llama_skip.files.identity import Identity, TextInfo, block_bytes, check_same, identify
+from llama_skip.files.store import StrPath, check_writable
+from llama_skip.heal import healer
+from llama_skip.heal.healer import Healer, Trial
+from llama_skip.llama.llama import Llama
+from llama_skip.measure.candidates import text_windows
+from llama_skip.measure.text import read_text
+from llama_skip.model.options import DEFAULTS
+from llama_skip.plan.file import Plan, read_plan, write_plan
+from llama_skip.progress import progress
+
+N_TOKENS = 32768
+LEAST_CTX = 32
+OWN_WRITING = 0.25
+HEALED = ", healed"
+SEED = 8642  # of the model's own writing
+Log = Callable[[str], object]
+
+
+def heal_plan(
+    model_path: StrPath,
+    *,
+    plan: Plan | StrPath | None = None,
+    skip_layers: skipset.Layers | None = None,
+    text: StrPath | None = None,
+    output: StrPath | None = None,
+    rank: int | None = None,
+    n_tokens: int = N_TOKENS,
+    own_writing: float = OWN_WRITING,
+    n_ctx: int = 512,
+    show_progress: bool = False,
+    log: Log = lambda line: None,
+    **options: Any,
+) -> Plan:
+    """Fit a bypass for each gap of a plan: the identity, a scale, a factor a channel, or a linear map.
+
+    Gaps go in order. Each is fitted by least squares from the stream that enters it, in the model without the
+    blocks and with the bypasses before it, to the full model's stream where it ends. Seven windows of eight
+    are fitted on; on the eighth KL divergence from the full model says which tier, penalty and rank is used.
+
+    Args:
+        model_path: the GGUF file.
+        plan: what to leave out, or its file; its own factors and bypass are fitted anew.
+        skip_layers: what to leave out, as for `Llama`, instead of a plan.
+        text: a text to fit on; None: what the model itself writes after mixed prompts, fixed seed.
+        output: the plan file to write. `OUTPUT.part` keeps what is done after each gap, and the same call
+            goes on from there.
+        rank: of the linear maps at most; None: a quarter of the width. A bypass takes at most a tenth of its
+            gap's bytes.
+        n_tokens: tokens to use at most, whole windows of n_ctx.
+        own_writing: the share of these that the model itself writes beside a text, so that what is fitted to
+            the text does no harm elsewhere; 0 to less than 1.
+        n_ctx: tokens in a window.
+        show_progress: show a bar on stderr.
+        log: called with each line that a user should see.
+        options: further arguments of `Llama`.
+
+    Returns:
+        The plan; its `found["heal"]` has every trial. Its file is a GGUF where a gap has tensors, else JSON.
+
+    Raises:
+        ValueError: nothing is left out, a bad set, the plan of another model, a text that is too short, or
+            NaN in the logits.
+        RuntimeError: an architecture that names or shapes the residual stream in another way than most.
+        OSError, llama_skip.ModelLoadError: a file cannot be read or written, or is no model.
+    """
+    if n_ctx < LEAST_CTX or n_tokens < 2 * n_ctx:
+        raise ValueError(
+            f"{n_tokens} tokens in windows of {n_ctx}: at least two windows of {LEAST_CTX} are needed"
+        )
+    if not 0 <= own_writing < 1:
+        raise ValueError(f"own_writing is {own_writing}, it has to be from 0 to less than 1")
+    if rank is not None and rank < 1:
+        raise ValueError(f"a rank of {rank} is below 1")
+    if output is not None:
+        check_writable(output)
+    fresh = _unhealed(identify(model_path), plan, skip_layers, log)
+    blocks, _ = skipset.resolve(model_path, fresh.skip_layers or "none", "")
+    if not blocks:
+        raise ValueError("no block is left out, there is no gap to heal")
+    fresh = replace(fresh, skip_layers=skipset.ranges_text(blocks))
+    with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **{**DEFAULTS, **options}) as llm:
+        windows, infos = _texts(llm, text, n_ctx, n_tokens // n_ctx, own_writing, show_progress)
+        settings = {"rank": rank, "ridges": list(healer.RIDGES)}
+        fresh.found["heal"] = {"texts": [asdict(info) for info in infos], **settings, "gaps": []}
+        gaps = skipset.gaps(blocks)
+        n_held = sum(len(healer.held_out(of_text)) for of_text in windows)
+        n_steps = len(gaps) * (sum(map(len, windows)) - n_held + healer.N_TRIALS * n_held)
+        with progress(n_steps, shown=show_progress) as bar, TemporaryDirectory() as folder:
+            work = Healer(llm, windows, blocks, block_bytes(model_path), rank, Path(folder), bar)
+            healed = _begun(fresh, output)
+            done = len(healed.found["heal"]["gaps"])
+            bar.step(n_steps * done // len(gaps))
+            for gap in gaps[done:]:
+                bar.say(f"gap {skipset.ranges_text(gap)}")
+                healed, tried = work.heal(healed, gap)
+                healed = _recorded(healed, gap, tried)
+                log(_line(gap, tried))
+                if output is not None:
+                    write_plan(_part(output), healed)
+    if output is not None:
+        write_plan(output, healed)
+        _part(output).unlink()
+    return healed
+
+
+def _texts(
+    llm: Llama, text: StrPath | None, n_ctx: int, n_windows: int, own_writing: float, show_progress: bool
+) -> tuple[list[healer.Windows], list[TextInfo]]:
+    """Return the windows of the text and of the model's own writing, each with where it is from."""
+    windows: list[healer.Windows] = []
+    infos: list[TextInfo] = []
+
+    def add(path: StrPath | None, n: int) -> None:
+        tokens, info = read_text(
+            llm, path, n_ctx=n_ctx, n_windows=n, n_written=n, seed=SEED, show_progress=show_progress
+        )
+        windows.append(text_windows(llm, tokens, n_ctx))
+        infos.append(info)
+
+    n_own = 0 if text is None else round(own_writing * n_windows)
+    if n_own < 2:  # one to fit on, one to choose by
+        n_own = 0
+    add(text, n_windows - n_own)
+    n_text = infos[0].n_windows
+    if n_text < 2:
+        raise ValueError(f"{infos[0].name}: one window of {n_ctx} tokens; one to choose by is needed too")
+    n_own = min(n_own, round(n_text * own_writing / (1 - own_writing)))  # of a text that is short
+    if n_own >= 2:
+        add(None, n_own)
+    return windows, infos
+
+
+def _unhealed(
+    about: Identity, plan: Plan | StrPath | None, skip_layers: skipset.Layers | None, log: Log
+) -> Plan:
+    """Return what is to be healed: a set, without what stands in its gaps."""
+    if (plan is None) == (skip_layers is None):
+        raise ValueError("name either a plan or skip_layers")
+    if plan is None:
+        return Plan(
+            about, skipset.layers_text(skip_layers, "skip_layers"), found={"method": f"given{HEALED}"}
+        )
+    chosen = plan if isinstance(plan, Plan) else read_plan(plan)
+    if line := check_same(chosen.model, about, "the plan"):
+        log(line)
+    if chosen.disk_scale:
+        raise ValueError(f"the plan scales blocks on disk ({chosen.disk_scale}), which cannot be healed")
+    method = str(chosen.found.get("method", "given")).removesuffix(HEALED)
+    return Plan(about, chosen.skip_layers, disk_layers=chosen.disk_layers, found={"method": method + HEALED})
+
+
+def _part(output: StrPath) -> Path:
+    return Path(f"{output}.part")
+
+
+def _begun(fresh: Plan, output: StrPath | None) -> Plan:
+    """Return what was begun for `output` with the same blocks, text and settings, else `fresh`."""
+    if output is None or not _part(output).exists():
+        return fresh
+    found = read_plan(_part(output))
+    same = found.model == fresh.model and found.skip_layers == fresh.skip_layers
+    return found if same and {**found.found.get("heal", {}), "gaps": []} == fresh.found["heal"] else fresh
+
+
+def _recorded(plan: Plan, gap: range, tried: Sequence[Trial]) -> Plan:
+    """Return the plan with what was tried for a gap, and with what it costs now."""
+    entry = {"gap": gap.start, "n_blocks": len(gap), "trials": [trial.entry() for trial in tried]}
+    heal = {**plan.found["heal"], "gaps": [*plan.found["heal"]["gaps"], entry]}
+    found = {"kld": tried[0].kld, "perplexity": tried[0].perplexity, "heal": heal}
+    return replace(plan, found={**plan.found, **found})
+
+
+def _line(gap: range, tried: Sequence[Trial]) -> str:
+    """Return what a person wants to know about a gap."""
+    best, identity = tried[0], next(trial for trial in tried if trial.tier == "identity")
+    words = {"scale": f" by {best.factor:.4f}", "linear": f" of rank {best.rank}"}.get(best.tier, "")
+    refused = {trial.refused for trial in tried if trial.refused}
+    return (
+        f"gap {skipset.ranges_text(gap)}: {best.tier}{words}, KL divergence {best.kld:.4f} "
+        f"(identity {identity.kld:.4f}) on the text held out" + "".join(f"; {why}" for why in sorted(refused))
+    )

@@ -1,0 +1,235 @@
+"""Fits the bypass of one gap after the other, and chooses among fits by what they do to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_skip import skipset
+from llama_skip.heal.regression import LinearFits, Sums
+from llama_skip.llama.llama import Llama
+from llama_skip.measure.divergence import Scored, score_window, summary
+from llama_skip.measure.weights import EPS
+from llama_skip.plan import bypass
+from llama_skip.plan.bypass import Bypass
+from llama_skip.plan.file import Plan, write_plan
+from llama_skip.progress import Progress
+
+HELD_OUT = 8  # one window of so many is held out
+CHUNK = 8  # windows whose streams are held at a time
+RIDGES = (0.03, 0.1, 0.3, 1.0)
+WIDER = 3.0  # a best penalty at an end of these is tried so many times smaller or larger
+RANK_SHARE = 4  # the rank is at most n_embd over this,
+BYTES_SHARE = 10  # and a bypass at most the gap's bytes over this
+N_TRIALS = len(RIDGES) + 5
+
+Stream = npt.NDArray[np.float32]
+Windows = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A bypass of one gap, with what the model does on the text held out; later gaps are the identity.
+
+    Attributes:
+        gap: its blocks.
+        tier: one of bypass.TIERS.
+        factor: of the scale.
+        rank, ridge: of the linear map.
+        part: the tensors.
+        kld: KL divergence from the full model, nats per token; infinite where that is not known.
+        perplexity: of the text held out.
+        refused: why it cannot be used.
+    """
+
+    gap: range
+    tier: str
+    factor: float = 1.0
+    rank: int = 0
+    ridge: float = 0.0
+    part: Bypass | None = None
+    kld: float = np.inf
+    perplexity: float = np.inf
+    refused: str | None = None
+
+    def entry(self) -> dict[str, Any]:
+        """Return what a plan says of it."""
+        names = {"scale": ("factor",), "linear": ("rank", "ridge")}.get(self.tier, ())
+        found = {name: getattr(self, name) for name in ("tier", *names)}
+        found["kld"] = self.kld if np.isfinite(self.kld) else None
+        return found | ({"refused": self.refused} if self.refused else {})
+
+
+class Healer:
+    """Heals a set's gaps, which have to go in order.
+
+    Args:
+        llm: the full model, loaded with hidden_states=True.
+        windows: of each text; the fit does not see held_out() of them.
+        blocks: the set.
+        sizes: bytes of each block.
+        rank: of linear maps at most; None: RANK_SHARE and BYTES_SHARE decide alone.
+        folder: for temporary files.
+        bar: is told of each window.
+    """
+
+    def __init__(
+        self,
+        llm: Llama,
+        windows: Sequence[Windows],
+        blocks: Sequence[int],
+        sizes: Sequence[int],
+        rank: int | None,
+        folder: Path,
+        bar: Progress,
+    ) -> None:
+        self.llm = llm
+        self.held_out = [of_text[i] for of_text in windows for i in held_out(of_text)]
+        self.fitted_on = [
+            window for of_text in windows for i, window in enumerate(of_text) if i not in held_out(of_text)
+        ]
+        self.blocks = blocks
+        self.sizes = sizes
+        self.rank = rank
+        self.folder = folder
+        self.bar = bar
+
+    def heal(self, done: Plan, gap: range) -> tuple[Plan, list[Trial]]:
+        """Return the plan with one more bypass, and what was tried, the best first.
+
+        Args:
+            done: the whole set, with the bypasses of the gaps before.
+            gap: the next one.
+
+        Raises:
+            ValueError: NaN in the logits of the full model, or without the blocks.
+        """
+        sums = Sums(self.llm.n_embd())
+        for x, t in self.streams(done, gap):
+            sums.add(x, t)
+        fits = sums.linear()
+        tried = self._tried(done, self._first(gap, sums, fits))
+        best = min(tried, key=lambda trial: trial.kld)
+        if best.tier == "linear":
+            tried += self._tried(done, self._second(best, fits))
+        tried.sort(key=lambda trial: trial.kld)
+        if tried[0].refused:
+            raise ValueError(tried[0].refused)
+        return with_bypass(done, tried[0]), tried
+
+    def streams(self, done: Plan, gap: range) -> Iterator[tuple[Stream, Stream]]:
+        """Yield for each window the stream that enters the gap, and the full model's where it ends.
+
+        Args:
+            done: the whole set, with the bypasses of the gaps before.
+            gap: of the set.
+
+        Yields:
+            Rows of float32 [n_tokens, n_embd] twice.
+        """
+        behind = range(gap.stop + 1, self.llm.n_layer())  # what comes after is of no use here
+        blocks = [il for il in self.blocks if il < gap.stop]
+        for i in range(0, len(self.fitted_on), CHUNK):
+            windows = self.fitted_on[i : i + CHUNK]
+            self._leave_out(replace(done, skip_scale="", bypass=[]), [], behind)
+            targets = [self._stream(window, gap.stop) for window in windows]
+            self._leave_out(done, blocks, behind)
+            for window, target in zip(windows, targets, strict=True):
+                yield self._stream(window, gap.stop), target
+                self.bar.step()
+
+    def _leave_out(self, plan: Plan, blocks: list[int], behind: range) -> None:
+        """Mask `blocks` with the bypasses of `plan`, and where the architecture allows that `behind` too."""
+        try:
+            self._mask(replace(plan, skip_layers=skipset.ranges_text([*blocks, *behind])))
+        except ValueError:
+            self._mask(replace(plan, skip_layers=skipset.ranges_text(blocks)))
+
+    def _mask(self, plan: Plan) -> None:
+        if not plan.bypass:
+            self.llm.set_mask(plan.skip_layers or None, plan.skip_scale or None)
+            return
+        path = self.folder / "mask.gguf"
+        write_plan(path, plan)
+        self.llm.set_mask(f"@{path}")
+
+    def _stream(self, window: Sequence[int], end: int) -> Stream:
+        """Return the stream that enters block `end`, under the mask; n_layer: that leaves the last block."""
+        if end == self.llm.n_layer():
+            found: Stream = self.llm.hidden_states(window).outputs[-1]
+            return found
+        trace = self.llm.trace(window, first=len(window) - 1)
+        found = trace.inputs[trace.blocks.index(end)]
+        return found
+
+    def _first(self, gap: range, sums: Sums, fits: LinearFits) -> Iterator[Trial]:
+        """Yield a trial of each tier, and of each penalty."""
+        yield Trial(gap, "identity")
+        yield Trial(gap, "scale", factor=sums.scale())
+        yield Trial(gap, "affine", part=bypass.affine(gap, *sums.affine()))
+        rank = self._rank(gap)
+        for ridge in RIDGES if rank else ():
+            yield _linear(gap, fits, ridge, rank)
+
+    def _second(self, best: Trial, fits: LinearFits) -> Iterator[Trial]:
+        """Yield what is close to the best linear map: half its rank, and a penalty beyond those tried."""
+        if best.rank > 1:
+            yield _linear(best.gap, fits, best.ridge, best.rank // 2)
+        beyond = {RIDGES[0]: 1 / WIDER, RIDGES[-1]: WIDER}
+        if best.ridge in beyond:
+            yield _linear(best.gap, fits, best.ridge * beyond[best.ridge], best.rank)
+
+    def _rank(self, gap: range) -> int:
+        """Return the largest rank allowed, a multiple of Q8_0's rows where that leaves any."""
+        n_embd = self.llm.n_embd()
+        is_small = n_embd % bypass.BLOCK == 0
+        row = 34 / bypass.BLOCK if is_small else 2.0  # bytes of a number
+        room = sum(self.sizes[il] for il in gap) / BYTES_SHARE - 4 * n_embd
+        rank = min(self.rank or n_embd, n_embd // RANK_SHARE, int(room / (2 * row * n_embd)))
+        return rank // bypass.BLOCK * bypass.BLOCK if is_small and rank >= bypass.BLOCK else max(rank, 0)
+
+    def _tried(self, done: Plan, trials: Iterator[Trial]) -> list[Trial]:
+        """Return the trials with what they do on the text held out."""
+        tried, pieces = list(trials), dict[int, list[Scored]]()
+        for window in self.held_out:
+            self.llm.set_mask(None)
+            _, logits = score_window(self.llm, window)
+            for i, trial in enumerate(tried):
+                if trial.refused:
+                    continue
+                try:
+                    self._mask(with_bypass(done, trial))
+                    pieces.setdefault(i, []).append(score_window(self.llm, window, logits)[0])
+                except ValueError as err:  # there is no place for it, or the logits are no numbers
+                    tried[i] = replace(trial, refused=str(err))
+                self.bar.step()
+        return [trial if trial.refused else _measured(trial, pieces[i]) for i, trial in enumerate(tried)]
+
+
+def held_out(windows: Sequence[object]) -> list[int]:
+    """Return which windows are not fitted on."""
+    return sorted({len(windows) - 1, *range(HELD_OUT - 1, len(windows), HELD_OUT)})
+
+
+def with_bypass(plan: Plan, trial: Trial) -> Plan:
+    """Return the plan with a trial's bypass."""
+    if trial.tier == "scale":
+        item = f"{trial.gap.start}:{trial.factor!r}"
+        return replace(plan, skip_scale=f"{plan.skip_scale},{item}".lstrip(","))
+    return plan if trial.part is None else replace(plan, bypass=[*plan.bypass, trial.part])
+
+
+def _measured(trial: Trial, pieces: Sequence[Scored]) -> Trial:
+    ppl, kld = summary(pieces)
+    return replace(trial, kld=kld.mean, perplexity=ppl.value)
+
+
+def _linear(gap: range, fits: LinearFits, ridge: float, rank: int) -> Trial:
+    fit = fits.fit(ridge, rank)
+    part = bypass.linear(gap, fit.u, fit.v, fit.b, EPS)
+    return Trial(gap, "linear", rank=rank, ridge=ridge, part=part)

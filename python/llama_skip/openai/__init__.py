@@ -1,0 +1,1 @@
+"""Text as OpenAI's interface gives it: completions, chats, embeddings, streams."""

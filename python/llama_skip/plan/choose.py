@@ -1,0 +1,251 @@
+"""From a score to a plan: the prefix of the greedy path that a target asks for."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from llama_skip import skipset
+from llama_skip.files.store import StrPath
+from llama_skip.llama.llama import Llama
+from llama_skip.measure import speed as measure
+from llama_skip.model.loaded import DeviceMemory
+from llama_skip.model.options import CACHE_TYPES, cache_types
+from llama_skip.plan.file import Plan
+from llama_skip.score.file import Score, share_of_blocks
+
+N_PAIRS = 5  # timings of the full model, and as many of a prefix, in turn
+N_TIMED = 16  # tokens
+N_CTX = 64  # tokens, besides those that are timed
+LONGER = "`llama-skip score MODEL --blocks N -o SCORE` goes on with a score, to N blocks"
+
+
+def plan_blocks(
+    score: Score,
+    *,
+    blocks: int | None = None,
+    fraction: float | None = None,
+    max_kld: float | None = None,
+    max_ppl_ratio: float | None = None,
+) -> Plan:
+    """Return the beginning of the greedy path that exactly one target asks for; it may leave out nothing.
+
+    Args:
+        score: what `llama-skip score` found.
+        blocks: how many blocks to leave out.
+        fraction: which share of the blocks, rounded down, at least one.
+        max_kld: as many as the path allows for so much KL divergence, in nats per token.
+        max_ppl_ratio: as many as the path allows for perplexity at most so many times the full model's.
+
+    Raises:
+        ValueError: no target or several, one out of range, or a path that is too short.
+    """
+    given = {"blocks": blocks, "fraction": fraction, "max_kld": max_kld, "max_ppl_ratio": max_ppl_ratio}
+    target = {name: value for name, value in given.items() if value is not None}
+    if len(target) != 1:
+        raise ValueError(f"expected one of {', '.join(given)}, not {len(target)} of them")
+    ((name, value),) = target.items()
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: {value} is not a number")
+    if not score.path:
+        raise ValueError("the score was stopped before its first step, the same `llama-skip score` goes on")
+    if fraction is not None:
+        return prefix(score, share_of_blocks(fraction, score.model.n_layer), target)
+    if blocks is not None:
+        if blocks < 1:
+            raise ValueError(f"blocks: {blocks} is below 1")
+        return prefix(score, blocks, target)
+    if max_kld is not None:
+        if max_kld < 0:
+            raise ValueError(f"max_kld: {max_kld} is below 0")
+        return prefix(score, _longest([step.kld <= max_kld for step in score.path]), target)
+    if value < 1:
+        raise ValueError(f"max_ppl_ratio: {value} is below 1")
+    most = value * score.perplexity
+    return prefix(score, _longest([step.perplexity <= most for step in score.path]), target)
+
+
+def prefix(score: Score, n_blocks: int, target: Mapping[str, Any], **parts: Any) -> Plan:
+    """Return the plan that leaves out the first blocks of the greedy path.
+
+    Args:
+        score: with the path.
+        n_blocks: how many.
+        target: what they were chosen for.
+        parts: further fields of Plan.
+
+    Raises:
+        ValueError: the path has fewer.
+    """
+    if n_blocks > len(score.path):
+        raise ValueError(
+            f"the greedy path in the score has {len(score.path)} blocks, {n_blocks} are asked for: {LONGER}"
+        )
+    found: dict[str, Any] = {
+        "method": "greedy",
+        "target": dict(target),
+        "metric": score.metric,
+        "kld": 0.0,
+        "perplexity": score.perplexity,
+        "perplexity_full": score.perplexity,
+        "text": asdict(score.text),
+    }
+    if n_blocks:
+        found |= asdict(score.path[n_blocks - 1])
+        del found["block"]
+    blocks = [step.block for step in score.path[:n_blocks]]
+    return Plan(score.model, skipset.ranges_text(blocks), found.pop("skip_scale", ""), found=found, **parts)
+
+
+def _longest(within: list[bool]) -> int:
+    """Return the length of the longest prefix whose own value is within the bound."""
+    return max((k for k, is_within in enumerate(within, 1) if is_within), default=0)
+
+
+def plan_memory(model_path: StrPath, score: Score, mib: float, **options: Any) -> Plan:
+    """Return the shortest beginning of the greedy path that fits into memory, from dry runs.
+
+    Args:
+        model_path: the GGUF file.
+        score: of this model.
+        mib: MiB for weights, KV cache and compute buffers together, on all devices together; where no device
+            is used, on the host.
+        options: arguments of `Llama`, such as n_ctx, type_k, n_gpu_layers (default: all kept blocks),
+            rpc_servers, or n_parallel for llama-server, which takes less than others.
+
+    Returns:
+        The plan; its `runtime` says what it rests on, and the MiB by device. It leaves out nothing where the
+        full model fits. With the block that goes last put back, it would not fit.
+
+    Raises:
+        ValueError: even the whole path does not fit.
+    """
+    options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
+
+    def used(n_blocks: int) -> dict[str, DeviceMemory]:
+        layers = prefix(score, n_blocks, {}).skip_layers
+        return dry_memory(model_path, skip_layers=layers or None, **options)
+
+    # one after the other: compute buffers can be a little larger with a block less
+    tried = []
+    for n_blocks in range(len(score.path) + 1):
+        tried.append(used(n_blocks))
+        if total(tried[-1]) <= mib:
+            target = {"vram": mib, "place": place(tried[-1])}
+            return prefix(score, n_blocks, target, runtime=runtime(options, tried[-1]))
+    raise ValueError(
+        f"{mib:g} MiB: the full model takes {total(tried[0]):.1f} MiB {place(tried[0])}, and "
+        f"{total(tried[-1]):.1f} MiB without the {n_blocks} blocks of the greedy path: {LONGER}; "
+        "or take a smaller context (-c) or KV type (-ctk, -ctv), or fewer blocks on the device (-ngl)"
+    )
+
+
+def plan_speed(
+    model_path: StrPath, score: Score, speedup: float, *, n_timed: int = N_TIMED, **options: Any
+) -> Plan:
+    """Return the shortest beginning of the greedy path with which single tokens take so much less time.
+
+    Full model and prefix are timed in turn, on one load with run-time masks; the medians are compared. Where
+    some blocks are on the host, a load without blocks brings others to the device and gains more than that.
+
+    Args:
+        model_path: the GGUF file.
+        score: of this model.
+        speedup: how many times as fast, over 1.
+        n_timed: tokens of each timing.
+        options: arguments of `Llama`.
+
+    Raises:
+        ValueError: even the whole path is slower than that.
+    """
+    if not 1 < speedup < math.inf:
+        raise ValueError(f"speedup: {speedup} is not over 1")
+    options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
+    ratios = {0: 1.0}
+    with Llama(model_path, **{**options, "n_ctx": N_CTX + n_timed}) as llm:
+
+        def is_fast(n_blocks: int) -> bool:
+            if n_blocks not in ratios:
+                layers = prefix(score, n_blocks, {}).skip_layers
+                ratios[n_blocks] = measured_speedup(llm, layers, n_timed=n_timed)
+            return ratios[n_blocks] >= speedup
+
+        n_path = len(score.path)
+        if n_path == 0 or not is_fast(n_path):
+            raise ValueError(
+                f"a speedup of {speedup:g}: leaving out all {n_path} blocks of the greedy path gives "
+                f"{ratios[n_path]:.2f}: {LONGER}"
+            )
+        n_blocks = shortest(n_path, is_fast)
+    plan = prefix(score, n_blocks, {"speedup": speedup})
+    plan.found["speedup"] = ratios[n_blocks]
+    return plan
+
+
+def measured_speedup(llm: Llama, skip_layers: str, *, n_timed: int = N_TIMED) -> float:
+    """Return how many times as fast single tokens are without blocks, from timings in turn."""
+
+    def timing(layers: str | None) -> float:
+        llm.reset()
+        llm.set_mask(layers)
+        return measure.single_tokens(llm, n_timed)[0]
+
+    for layers in (None, skip_layers):
+        timing(layers)  # not counted: the first builds its graph
+    pairs = [(timing(None), timing(skip_layers)) for _ in range(N_PAIRS)]
+    llm.reset()
+    llm.set_mask(None)
+    return statistics.median(less for _, less in pairs) / statistics.median(full for full, _ in pairs)
+
+
+def shortest(n_path: int, is_enough: Callable[[int], bool]) -> int:
+    """Return a number of blocks that is enough while one less is not, by bisection; 0 if that is enough.
+
+    All `n_path` have to be enough.
+    """
+    if is_enough(0):
+        return 0
+    low, high = 0, n_path
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+def dry_memory(model_path: StrPath, **options: Any) -> dict[str, DeviceMemory]:
+    """Return what a load would allocate by device, in MiB: on the devices it uses, else on the host."""
+    with Llama(os.fspath(model_path), dry_run=True, **options) as llm:
+        memory = llm.memory()
+    devices = {name: used for name, used in memory.items() if name != "CPU" and sum(used) > 0}
+    return devices or memory
+
+
+def total(memory: Mapping[str, DeviceMemory]) -> float:
+    """Return the MiB of all devices together."""
+    return sum(map(sum, memory.values()))
+
+
+def is_host(memory: Mapping[str, DeviceMemory]) -> bool:
+    """Return whether dry_memory() found no device in use."""
+    return "CPU" in memory
+
+
+def place(memory: Mapping[str, DeviceMemory]) -> str:
+    """Return where memory is, for messages."""
+    return "on the host" if is_host(memory) else f"on {', '.join(memory)}"
+
+
+def runtime(options: Mapping[str, Any], memory: Mapping[str, DeviceMemory]) -> dict[str, Any]:
+    """Return what a plan for a given memory rests on: arguments in the words of the flags, and MiB."""
+    names = {number: name for name, number in CACHE_TYPES.items()}
+    found: dict[str, Any] = {"n_ctx": options.get("n_ctx", 512)}
+    found |= {key: names[kind] for key, kind in cache_types(options).items()}
+    found["n_gpu_layers"] = options["n_gpu_layers"]
+    for key in ("n_batch", "n_ubatch", "n_parallel", "flash_attn", "devices", "rpc_servers"):
+        if options.get(key) is not None:
+            found[key] = options[key]
+    return {**found, "memory": {name: used._asdict() for name, used in memory.items()}}

@@ -1,0 +1,90 @@
+"""What a person, and llama.cpp's tools, are told of a plan."""
+
+from __future__ import annotations
+
+from llama_skip.errors import MIB
+from llama_skip.plan.choose import LONGER, prefix
+from llama_skip.plan.file import Plan
+from llama_skip.score.file import Score
+
+
+def talk(plan: Plan) -> list[str]:
+    """Return what a person wants to know about a plan."""
+    found, n_layer = plan.found, plan.model.n_layer
+    lines = []
+    if plan.skip_layers:
+        lines += [
+            f"{plan.model.name}, {n_layer} blocks, without {plan.skip_layers}: KL divergence "
+            f"{found['kld']:.4f}, perplexity {found['perplexity']:.3f} instead of "
+            f"{found['perplexity_full']:.3f} ({found['text']['name']}), "
+            f"{found['bytes'] / MIB:.1f} MiB of weights less"
+        ]
+    elif "vram" in found["target"] and not plan.disk_layers:
+        lines += [f"{plan.model.name} fits as it is"]
+    elif not plan.disk_layers:
+        lines += [f"{plan.model.name}: no block of the greedy path costs as little as that"]
+    if plan.runtime:
+        for name, used in plan.runtime["memory"].items():
+            lines.append(
+                f"{name if name != 'CPU' else 'host'}: {sum(used.values()):.1f} MiB: weights "
+                f"{used['weights']:.1f}, KV cache {used['kv']:.1f}, compute {used['compute']:.1f}"
+            )
+    if "speedup" in found:
+        lines.append(f"single tokens {found['speedup']:.2f} times as fast, measured")
+    return lines
+
+
+def path_end(plan: Plan, found: Score) -> list[str]:
+    """Return what to know where a bound allows no block, or where a longer path could allow more."""
+    n_path = len(found.path)
+    is_cost = not plan.found["target"].keys().isdisjoint(("max_kld", "max_ppl_ratio"))
+    if is_cost and not plan.skip_layers:
+        first = found.path[0]
+        ratio = first.perplexity / found.perplexity
+        return [
+            f"the first is block {first.block}: KL divergence {first.kld:.4f}, perplexity {ratio:.3f} times"
+        ]
+    takes_all = plan.skip_layers == prefix(found, n_path, {}).skip_layers
+    if not is_cost or n_path == found.model.n_layer - 1 or (found.complete and not takes_all):
+        return []
+    unfinished = "" if found.complete else ", and is not complete"
+    return [f"the score ends after {n_path} blocks{unfinished}; a longer one may allow more: {LONGER}"]
+
+
+def arguments(plan: Plan) -> list[str]:
+    """Return a plan as arguments of llama.cpp's tools; no word of it needs quotes.
+
+    Raises:
+        ValueError: a device's name with a blank.
+    """
+    words = ["--skip-layers", plan.skip_layers] if plan.skip_layers else []
+    words += ["--skip-scale", plan.skip_scale] if plan.skip_scale else []
+    words += ["--disk-layers", plan.disk_layers] if plan.disk_layers else []
+    for flag, key in FLAGS.items():
+        value = (plan.runtime or {}).get(key)
+        if value is None:
+            continue
+        if key == "n_gpu_layers" and value < 0:
+            value = "all"
+        if isinstance(value, bool):
+            value = "on" if value else "off"
+        words += [flag, value if isinstance(value, str) else str(value)]
+    words += ["-kvu"] if "-np" in words else []  # as the server does where it chooses the slots
+    for word in words:
+        if word.split() != [word]:
+            raise ValueError(f"{word!r} cannot be an argument of $(llama-skip plan ...)")
+    return words
+
+
+FLAGS = {
+    "-c": "n_ctx",
+    "-b": "n_batch",
+    "-ub": "n_ubatch",
+    "-ctk": "type_k",
+    "-ctv": "type_v",
+    "-ngl": "n_gpu_layers",
+    "-fa": "flash_attn",
+    "-np": "n_parallel",
+    "-dev": "devices",
+    "--rpc": "rpc_servers",
+}

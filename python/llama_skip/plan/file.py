@@ -1,0 +1,125 @@
+"""Plans: which blocks to leave out, with what in the gaps, and how that was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gguf
+
+from llama_skip.files import identity
+from llama_skip.files.identity import Identity
+from llama_skip.files.store import StrPath, json_text, parse_json, read_json, replacing, write_json
+from llama_skip.plan import bypass
+from llama_skip.plan.bypass import Bypass, Tensor
+
+FORMAT = "llama-skip-plan"
+KEY = "skip.plan_file"  # in a GGUF: what the JSON file would hold
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan file: JSON, or with a bypass a GGUF.
+
+    Attributes:
+        model: what it is for.
+        skip_layers: the blocks, as for `--skip-layers`, "" for none.
+        skip_scale: the factors of its gaps, as for `--skip-scale`, "" for none.
+        disk_layers, disk_scale: the blocks that stay on disk, and factors of them, in the same form.
+        bypass: what stands in gaps as tensors.
+        found: how: "method", and what that rests on.
+        runtime: for a plan for a given memory, the arguments it rests on beside the blocks.
+        alternatives: what else was tried, each a dict with a "name".
+    """
+
+    model: Identity
+    skip_layers: str
+    skip_scale: str = ""
+    disk_layers: str = ""
+    disk_scale: str = ""
+    bypass: list[Bypass] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
+    runtime: dict[str, Any] | None = None
+    alternatives: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write_plan(path: StrPath, plan: Plan) -> None:
+    """Write a plan file, as GGUF where it has a bypass; what it held before stays where that fails.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "bypass"}
+    content["model"] = asdict(plan.model)
+    if not plan.bypass:
+        write_json(path, FORMAT, content)
+        return
+    content["bypass"] = [part.entry() for part in plan.bypass]
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "plan.gguf"
+        _write_gguf(copy, json_text(FORMAT, content), plan)
+        with replacing(path) as file:
+            file.write(copy.read_bytes())
+
+
+def _write_gguf(path: Path, text: str, plan: Plan) -> None:
+    writer = gguf.GGUFWriter(path, plan.model.architecture)
+    writer.add_string(KEY, text)
+    for name, tensor in bypass.named_tensors(plan.bypass).items():
+        writer.add_tensor(name, tensor.data, raw_dtype=tensor.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_plan(path: StrPath) -> Plan:
+    """Return the plan in a file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a plan file, or of a newer version.
+    """
+    content, tensors = _read_gguf(path) if is_gguf(path) else (read_json(path, FORMAT), {})
+    try:
+        entries = content.get("bypass", [])
+        if entries and not tensors:
+            raise ValueError(f"{path}: has a bypass without its tensors, which a plan in JSON cannot hold")
+        return Plan(
+            model=identity.from_json(content, path),
+            skip_layers=content["skip_layers"],
+            skip_scale=content.get("skip_scale", ""),
+            disk_layers=content.get("disk_layers", ""),
+            disk_scale=content.get("disk_scale", ""),
+            bypass=bypass.from_entries(entries, tensors),
+            found=content.get("found", {}),
+            runtime=content.get("runtime"),
+            alternatives=content.get("alternatives", []),
+        )
+    except KeyError as err:
+        raise ValueError(f"{path}: not a whole plan file: {err} is missing") from None
+
+
+def is_gguf(path: StrPath) -> bool:
+    """Return whether a file is a GGUF.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _read_gguf(path: StrPath) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    try:
+        reader = gguf.GGUFReader(path)
+        text = reader.fields[KEY].contents()
+        tensors = {str(t.name): Tensor(t.data.copy(), t.tensor_type) for t in reader.tensors}
+    except KeyError:
+        raise ValueError(f"{path}: not a plan file: it has no {KEY}") from None
+    except (ValueError, IndexError) as err:
+        raise ValueError(f"{path}: not a whole GGUF file: {err}") from None
+    return parse_json(text, path, FORMAT), tensors

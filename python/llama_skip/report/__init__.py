@@ -1,0 +1,1 @@
+"""Scores, plans and evaluations as a page or a picture."""

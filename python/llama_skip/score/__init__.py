@@ -1,0 +1,1 @@
+"""What each block costs, and the order in which blocks go."""

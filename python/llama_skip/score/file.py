@@ -1,0 +1,150 @@
+"""What `llama-skip score` measures, and its file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from llama_skip.files import identity
+from llama_skip.files.identity import Identity, TextInfo
+from llama_skip.files.store import StrPath, read_json, write_json
+
+FORMAT = "llama-skip-score"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BlockScore:
+    """One block: what it does to the stream, and what leaving it out alone costs; None is not known.
+
+    Attributes:
+        block: its number in the file.
+        influence: 1 - cosine similarity of what enters and leaves it, mean over all tokens (ShortGPT).
+        norm_in, norm_out: Euclidean norms of the stream before and behind it, means over all tokens.
+        perplexity, perplexity_error: of the model without it, and its standard error.
+        kld, kld_error: KL divergence of that model from the full one, nats per token, and its standard error.
+        n_scored: the tokens that these rest on.
+        weights_bytes, kv_bytes_per_token: what leaving it out saves.
+        refused: why it cannot be left out.
+    """
+
+    block: int
+    influence: float | None = None
+    norm_in: float | None = None
+    norm_out: float | None = None
+    perplexity: float | None = None
+    perplexity_error: float | None = None
+    kld: float | None = None
+    kld_error: float | None = None
+    n_scored: int = 0
+    weights_bytes: int = 0
+    kv_bytes_per_token: float = 0.0
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the greedy path: the block that goes, and the model after it.
+
+    Attributes:
+        block: its number in the file.
+        perplexity, perplexity_error: without it and all blocks of the steps before.
+        kld, kld_error: KL divergence from the full model, nats per token.
+        top1: the share of tokens with the full model's most probable token.
+        n_scored: the tokens that these rest on.
+        bytes: of the weights that are left out so far.
+        skip_scale: what the gaps are scaled by, as for `--skip-scale`; "" for nothing.
+    """
+
+    block: int
+    perplexity: float
+    perplexity_error: float
+    kld: float
+    kld_error: float
+    top1: float
+    n_scored: int
+    bytes: int
+    skip_scale: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a score file holds.
+
+    Attributes:
+        model: what was measured.
+        text: on what.
+        settings: all that is needed to repeat it.
+        complete: whether the path is as long as was asked for.
+        perplexity, perplexity_error: of the full model.
+        blocks: each block of the file alone.
+        angular: [l][n - 1]: angular distance, 0 to 1, between what enters block l and block l + n, mean over
+            all tokens (Gromov et al.); None where it is not known.
+        path: the greedy order.
+    """
+
+    model: Identity
+    text: TextInfo
+    settings: dict[str, Any]
+    complete: bool
+    perplexity: float
+    perplexity_error: float
+    blocks: list[BlockScore] = field(default_factory=list)
+    angular: list[list[float | None]] = field(default_factory=list)
+    path: list[Step] = field(default_factory=list)
+
+    metric = "kld+surprisal"
+
+
+def write_score(path: StrPath, score: Score) -> None:
+    """Write a score file; what it held before stays where that fails.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = asdict(score)
+    full = {key: content.pop(key) for key in ("perplexity", "perplexity_error")}
+    write_json(path, FORMAT, {**content, "metric": score.metric, "full": full})
+
+
+def read_score(path: StrPath) -> Score:
+    """Return the score in a file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a score file, or of a newer version.
+    """
+    content = read_json(path, FORMAT)
+    try:
+        return Score(
+            model=identity.from_json(content, path, needed=("model_id", "file_id", "n_layer")),
+            text=TextInfo(**content["text"]),
+            settings=content["settings"],
+            complete=content["complete"],
+            **content["full"],
+            blocks=[_known(BlockScore, block) for block in content["blocks"]],
+            angular=content["angular"],
+            path=[_known(Step, step) for step in content["path"]],
+        )
+    except (KeyError, TypeError) as err:
+        raise ValueError(f"{path}: not a whole score file: {err}") from None
+
+
+def _known(kind: type[T], content: dict[str, Any]) -> T:
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: value for key, value in content.items() if key in names})
+
+
+def share_of_blocks(fraction: float, n_layer: int) -> int:
+    """Return a share of the blocks: rounded down, at least one.
+
+    Args:
+        fraction: over 0 and below 1.
+        n_layer: blocks in the file.
+
+    Raises:
+        ValueError: a fraction out of range.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"a share of {fraction} of the blocks is not between 0 and 1")
+    return max(int(fraction * n_layer + 1e-9), 1)
