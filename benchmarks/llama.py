@@ -31,8 +31,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-import builds
 from speed import paired
+from support import builds
 
 PROMPT = "Once upon a time, in a land far away, there lived a"
 

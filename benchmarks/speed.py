@@ -29,9 +29,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-import builds
-from libllama import Context, Library, Model, Override, Worker
-from oracle import expand, tensors
+from support import builds
+from support.libllama import Context, Library, Model, Override, Worker
+from support.oracle import expand, tensors
 
 N_GENERATE = 32
 PROMPT = list(range(1000, 1016))

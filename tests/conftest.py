@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import builds
 import pytest
-from arch_files import Base, generated
-from builds import Build
-from oracle import tokens_of, zeroed_copy
-from rpc import Proxy, rpc_device
-from tiny import blocks, random_model, small_vocab
+from support import builds
+from support.builds import Build
+from support.matrix.arch_files import Base, generated
+from support.oracle import tokens_of, zeroed_copy
+from support.rpc import Proxy, rpc_device
+from support.tiny import blocks, random_model, small_vocab
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=None -DGGML_NATIVE=ON \
     -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" -DPython_EXECUTABLE="$(command -v python)" > "$build.log"
 cmake --build "$build" --target ${SANITIZE_TARGETS:-llama-skip-all}
 mkdir -p "$build/root/llama_skip"
-cp python/llama_skip/* "$build"/cmake/bindings/_core*.so "$build/root/llama_skip/"
+cp -r python/llama_skip/* "$build"/cmake/bindings/_core*.so "$build/root/llama_skip/"
 
 # Python itself is not built with them: its memory is not watched for leaks, and the runtimes have to be loaded first
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"

@@ -1,0 +1,85 @@
+"""A llama-server on loopback, and what the tests ask of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from support.builds import Build
+from support.rpc import free_port
+
+
+class Server:
+    """A running server; `log` is what it wrote so far."""
+
+    def __init__(self, port: int, log_file: Path) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._log_file = log_file
+
+    @property
+    def log(self) -> str:
+        return self._log_file.read_text(errors="replace")
+
+    def logs(self, text: str) -> bool:
+        """Whether the log has `text`; a thread of the server's writes it, some time after the answer."""
+        for _ in range(100):
+            if text in self.log:
+                return True
+            time.sleep(0.1)
+        return False
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """GET, or POST with a body; an HTTP error's answer is returned like any other."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            return json.load(error)
+
+    def complete(self, prompt: str, n: int = 16) -> dict[str, Any]:
+        """The answer to a greedy completion."""
+        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+        answer: dict[str, Any] = self.ask("/completion", body)
+        assert "content" in answer, answer
+        return answer
+
+
+@contextlib.contextmanager
+def server(build: Build, model: Path, *args: object) -> Iterator[Server]:
+    """A server of `model` with one slot unless args say otherwise, ready to be asked.
+
+    With flash attention a token's logits do not depend on what it is decoded with, on the CPU.
+    """
+    port = free_port()
+    defaults = f"--host 127.0.0.1 --port {port} -c 512 -np 1 -t 1 -fa on --no-warmup".split()
+    command = [str(build.tool("llama-server")), "-m", str(model), *defaults, *map(str, args)]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_")}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env
+            )
+        running = Server(port, log)
+        try:
+            for _ in range(600):
+                assert process.poll() is None, running.log[-3000:]
+                with contextlib.suppress(OSError, ValueError):
+                    if running.ask("/health").get("status") == "ok":
+                        break
+                time.sleep(0.1)
+            yield running
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
