@@ -101,7 +101,9 @@ def test_every_architecture_is_exact_or_refused(
     stock: Build, ours: Build, bases: dict[str, Base], tmp_path: Path, name: str
 ) -> None:
     row = bakes.check(stock, ours, bases, name, tmp_path, every=EVERY)
-    assert row.text() in bakes.DOCS.read_text().splitlines(), "docs/bake.md is stale, it says how it is written"
+    assert row.text() in bakes.DOCS.read_text().splitlines(), (
+        "docs/bake.md is stale, it says how it is written"
+    )
 
 
 def test_the_table_has_every_model_once_and_what_is_baked_is_in_it() -> None:
