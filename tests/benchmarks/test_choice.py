@@ -17,7 +17,9 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import choice
 import reference
-from support.shared.plain import N_CTX, N_TOKENS
+from support.shared.plain import N_CTX, N_TOKENS, plain
+
+__all__ = ["plain"]  # fixtures
 
 WAYS = ["greedy", "SLEB", "one-shot", "influence", "angular", "angular-1"]
 

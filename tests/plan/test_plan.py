@@ -29,11 +29,18 @@ from support.shared.plans import (
     ONE,
     ORDER,
     Used,
+    device,
+    files,
     planning_blocks,
     run,
+    score,
     score_of,
+    six,
+    used,
 )
 from support.shared.prose import PROSE
+
+__all__ = ["device", "files", "score", "six", "used"]  # fixtures
 
 MODEL = Identity("x.gguf", "0" * 16, "1" * 16, "llama", 30, 64, 100, "F32", 30_000_000)
 

@@ -21,7 +21,9 @@ from llama_skip.measure import perplexity
 from llama_skip.plan.file import Plan, write_plan
 from support.builds import Build
 from support.shared.prose import PROSE
-from support.shared.tools import tool_perplexity
+from support.shared.tools import text, tool_perplexity
+
+__all__ = ["text"]  # fixtures
 from support.tiny import blocks, random_model
 
 ONE = {"n_threads": 1, "n_threads_batch": 1}

@@ -20,8 +20,10 @@ from llama_skip.score.file import Score, read_score, share_of_blocks, write_scor
 from llama_skip.score.runner import Runner
 from support.builds import Build
 from support.matrix.arch_files import generated_one
-from support.shared.scores import N_BLOCKS, N_CTX, N_WINDOWS, Stop, scored
+from support.shared.scores import N_BLOCKS, N_CTX, N_WINDOWS, Stop, model, scored, text
 from support.tiny import blocks, random_model
+
+__all__ = ["model", "text"]  # fixtures
 
 COMMAND = [sys.executable, "-c", "from llama_skip.score import main; raise SystemExit(main())"]
 
