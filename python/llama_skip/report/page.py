@@ -71,7 +71,7 @@ def _head(score: Score) -> Iterator[str]:
     yield f"<title>{escape(title(score))}</title>"
     yield f"<style>\n:root {{ color-scheme: light dark; {light} }}"
     yield f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
-    yield resources.files("llama_skip").joinpath("report.css").read_text("utf-8")
+    yield resources.files("llama_skip.report").joinpath("report.css").read_text("utf-8")
     yield "</style></head><body>"
 
 
