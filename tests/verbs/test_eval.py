@@ -204,7 +204,8 @@ def test_an_interrupt_loses_nothing(tiny: Path, text: Path, tmp_path: Path) -> N
     kwargs: dict[str, Any] = {"text": text, "n_ctx": 64, "n_windows": 4, "speed": False, **ONE}
     program = """
 import sys, os, signal
-from llama_skip import quality, eval as verb
+from llama_skip.cli import eval as verb
+from llama_skip.measure import candidates as quality
 sys.modules["tqdm"] = None
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits "ignore"
 measured = quality.score_window

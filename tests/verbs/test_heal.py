@@ -23,7 +23,7 @@ from llama_skip.plan.file import Plan, is_gguf, read_plan, write_plan
 from support.shared.scores import N_BLOCKS, N_CTX, N_WINDOWS, OPTIONS, model, text
 
 __all__ = ["model", "text"]  # fixtures
-COMMAND = [sys.executable, "-c", "from llama_skip.heal import main; raise SystemExit(main())"]
+COMMAND = [sys.executable, "-c", "from llama_skip.cli.heal import main; raise SystemExit(main())"]
 LAYERS = "0,2-3,5"
 
 

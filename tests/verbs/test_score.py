@@ -25,7 +25,7 @@ from support.tiny import blocks, random_model
 
 __all__ = ["model", "text"]  # fixtures
 
-COMMAND = [sys.executable, "-c", "from llama_skip.score import main; raise SystemExit(main())"]
+COMMAND = [sys.executable, "-c", "from llama_skip.cli.score import main; raise SystemExit(main())"]
 
 
 @pytest.fixture(scope="module")
