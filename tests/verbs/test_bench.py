@@ -347,7 +347,8 @@ def test_bad_input(
 
 
 def test_a_picture_needs_matplotlib(tiny: Path, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['matplotlib'] = None\nfrom llama_skip.cli.bench import main; sys.exit(main())"
+    code = "import sys; sys.modules['matplotlib'] = None\n"
+    code += "from llama_skip.cli.bench import main; sys.exit(main())"
     args = [tiny, "--disk-layers", "1", "--png", tmp_path / "a.png"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
