@@ -2,7 +2,7 @@
 computes.
 
 `python tests/architectures.py --write` runs all sets and writes docs/architectures.md and
-csrc/skip-arch-tested.h.
+csrc/set/arch-tested.h.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from libllama import Library
 from stock_build import ROOT
 
 DOCS = ROOT / "docs" / "architectures.md"
-TESTED = ROOT / "csrc" / "skip-arch-tested.h"
+TESTED = ROOT / "csrc" / "set" / "arch-tested.h"
 MODELS = sorted(
     {*RECIPES, *GENERATED, *DEEPER, *(f"{n}-nextn" for n in NEXTN)} - MALFORMED.keys() - {"*", "dflash"}
 )

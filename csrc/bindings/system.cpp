@@ -1,6 +1,6 @@
-#include "bindings.h"
-#include "devices.h"
-#include "log-scope.h"
+#include "bindings/bindings.h"
+#include "bindings/devices.h"
+#include "bindings/log-scope.h"
 
 #include "llama.h"
 #include "llama-skip.h"

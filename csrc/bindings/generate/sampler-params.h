@@ -1,0 +1,9 @@
+#pragma once
+
+#include "bindings/bindings.h"
+
+#include "sampling.h"
+
+struct py_sampler_params {
+    common_params_sampling raw;
+};
