@@ -1,18 +1,15 @@
 #include "llama-skip.h"
 
 #include "bypass/bypass.h"
-#include "graph/cvec.h"
-#include "load/make-disk.h"
-#include "load/files.h"
-#include "load/make.h"
 #include "context/mask.h"
+#include "context/state.h"
+#include "disk/pager.h"
+#include "load/check.h"
+#include "load/make-disk.h"
 #include "plan/plan.h"
-#include "plan/header.h"
 #include "set/spec.h"
 
 #include "llama-context.h"
-#include "llama-impl.h"
-#include "llama-model-loader.h"
 #include "llama-model.h"
 
 #include <stdexcept>
@@ -32,64 +29,6 @@ const char * llama_skip_error(void) {
     return last_error.c_str();
 }
 
-// what `spec` leaves out of a file, read as far as its hyperparameters; nothing when these cannot be read
-struct checked_file : llama_skip_set {
-    std::unique_ptr<llama_model> model; // hyperparameters only
-};
-
-static checked_file check(const char * path_model, const llama_skip_spec & spec, const llama_skip_names & names) {
-    checked_file res;
-    if (spec.empty() || path_model == nullptr || path_model[0] == '\0') {
-        return res;
-    }
-    std::unique_ptr<llama_model_loader> ml;
-    std::unique_ptr<llama_model>        model;
-    try {
-        llama_skip_quiet_log quiet;
-
-        llama_model_params       params = llama_model_default_params();
-        std::vector<std::string> splits;
-        ml.reset(new llama_model_loader(nullptr, nullptr, nullptr, path_model, splits, nullptr, LLAMA_LOAD_MODE_NONE,
-            false, true, false, nullptr, nullptr));
-
-        model.reset(llama_model_create(*ml, params));
-        auto * base = dynamic_cast<llama_model_base *>(model.get());
-        if (base == nullptr || model->arch == LLM_ARCH_CLIP) {
-            return res; // a projector has no hyperparameters to read, and loading it gives the reason
-        }
-        model->hparams.vocab_only = false;
-        model->hparams.no_alloc   = true;
-        base->load_hparams(*ml);
-    } catch (const std::exception &) {
-        return res;
-    }
-    static_cast<llama_skip_set &>(res) = llama_skip_resolve(*ml, *model, spec, names);
-
-    ml->skip.init(*ml, res.skip);
-    res.model = std::move(model);
-    return res;
-}
-
-// The blocks that a plan leaves out or keeps on disk. Callers ask for one block after the other, so the last answer is
-// kept until the next check of a plan in this thread.
-static thread_local struct {
-    std::string     path_model;
-    std::string     plan;
-    llama_skip_mask blocks;
-} last_plan;
-
-static const llama_skip_mask & plan_blocks(const std::string & path_model, const llama_skip_spec & spec) {
-    if (last_plan.plan != spec.plan || last_plan.path_model != path_model) {
-        const checked_file file = check(path_model.c_str(), spec, {});
-        last_plan               = { path_model, spec.plan, {} };
-        if (file.model) {
-            last_plan.blocks =
-                file.skip.file_blocks(file.skip.out | file.skip.disk.blocks, file.model->hparams.n_layer());
-        }
-    }
-    return last_plan.blocks;
-}
-
 bool llama_skip_check(const char * path_model, const char * layers, const char * scale, const char * name_layers,
     const char * name_scale) {
     try {
@@ -106,7 +45,7 @@ bool llama_skip_check(const char * path_model, const char * layers, const char *
         if (!spec.scale.empty()) {
             llama_skip_parse_scale(names.scale, spec.scale);
         }
-        check(path_model, spec, names);
+        llama_skip_check_file(path_model, spec, names);
         return true;
     } catch (const std::exception & err) {
         last_error = err.what();
@@ -135,8 +74,9 @@ bool llama_skip_check_overrides(const char * path_model, const llama_model_kv_ov
 bool llama_skip_check_flags(const char * path_model, const llama_model_kv_override * overrides,
     const char * name_layers, const char * name_scale) {
     try {
-        check(path_model, llama_skip_read_overrides(overrides), llama_skip_names_for(name_layers, name_scale));
-        last_plan.plan.clear();
+        llama_skip_check_file(
+            path_model, llama_skip_read_overrides(overrides), llama_skip_names_for(name_layers, name_scale));
+        llama_skip_forget_plan();
         return true;
     } catch (const std::exception & err) {
         last_error = err.what();
@@ -147,7 +87,8 @@ bool llama_skip_check_flags(const char * path_model, const llama_model_kv_overri
 const char * llama_skip_describe(const char * path_model, const llama_model_kv_override * overrides) {
     last_text.clear();
     try {
-        const checked_file file = check(path_model, llama_skip_read_overrides(overrides), {});
+        const llama_skip_checked_file file =
+            llama_skip_check_file(path_model, llama_skip_read_overrides(overrides), {});
         if (file.skip.any() || file.skip.disk.any()) {
             last_text = llama_skip_summary(file.skip, file.model->hparams.n_layer());
         }
@@ -155,12 +96,6 @@ const char * llama_skip_describe(const char * path_model, const llama_model_kv_o
         last_error = err.what();
     }
     return last_text.c_str();
-}
-
-std::string llama_skip_cvec_refusal(
-    const char * path_model, const llama_model_kv_override * overrides, int32_t il_start, int32_t il_end) {
-    const checked_file file = check(path_model, llama_skip_read_overrides(overrides), {});
-    return file.model ? llama_skip_cvec_refusal(*file.model, file.skip, llama_skip_cvec_layers(il_start, il_end)) : "";
 }
 
 bool llama_model_is_skipped(const llama_model * model, int32_t il) {
@@ -211,7 +146,7 @@ int32_t llama_skip_layer_index(const char * path_model, const llama_model_kv_ove
     try {
         const llama_skip_spec spec = llama_skip_read_overrides(overrides);
         if (!spec.plan.empty()) {
-            return llama_skip_file_index(plan_blocks(path_model ? path_model : "", spec), ordinal);
+            return llama_skip_file_index(llama_skip_plan_blocks(path_model ? path_model : "", spec), ordinal);
         }
         llama_skip_mask mask; // those that are on no device
         for (const std::string & layers : { spec.layers, spec.disk }) {
@@ -245,4 +180,31 @@ const char * llama_skip_state_tag(const llama_context * ctx) {
 
 bool llama_skip_is_masked(const llama_context * ctx, int32_t il) {
     return il >= 0 && il < LLAMA_SKIP_MAX_LAYERS && ctx->get_cparams().skip.out[il];
+}
+
+bool llama_model_is_on_disk(const llama_model * model, int32_t il) {
+    const auto & skip = model->hparams.skip;
+    return il >= 0 && il < LLAMA_SKIP_MAX_LAYERS && skip.disk.blocks[il] && !skip.out[il];
+}
+
+int32_t llama_model_n_on_disk(const llama_model * model) {
+    return model->hparams.skip.disk.blocks.count();
+}
+
+void llama_skip_standby(const llama_model * model) {
+    if (model->skip_disk) {
+        model->skip_disk->standby();
+    }
+}
+
+uint64_t llama_skip_disk_mapped(const llama_model * model) {
+    return model->skip_disk ? model->skip_disk->files->n_bytes_mapped() : 0;
+}
+
+uint64_t llama_skip_disk_resident(const llama_model * model) {
+    return model->skip_disk ? model->skip_disk->files->n_bytes_resident() : 0;
+}
+
+bool llama_skip_disk_nodes(const llama_context * ctx, int32_t il, int32_t * n_host, int32_t * n_device) {
+    return ctx->skip_disk_nodes(il, *n_host, *n_device);
 }

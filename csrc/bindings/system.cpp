@@ -1,4 +1,5 @@
-#include "bindings/bindings.h"
+#include "bindings/system.h"
+
 #include "bindings/devices.h"
 #include "bindings/log-scope.h"
 

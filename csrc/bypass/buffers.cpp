@@ -1,11 +1,8 @@
-// Where the tensors of a bypass lie: on the device of the block before the gap, whose result they read.
+#include "bypass/buffers.h"
 
-#include "bypass/bypass.h"
-#include "graph/graph.h"
-#include "load/files.h"
+#include "bypass/file.h"
 
 #include "llama-impl.h"
-#include "llama-mmap.h"
 #include "llama-model.h"
 
 #include <stdexcept>
@@ -66,6 +63,36 @@ static ggml_backend_buffer_type_t choose_buft(const llama_model & model, const l
     return ggml_backend_dev_buffer_type(dev);
 }
 
+llama_skip_bypasses::llama_skip_bypasses(
+    std::unique_ptr<llama_skip_bypass_file> file, std::vector<llama_skip_bypass_tensors> gaps)
+    : file(std::move(file)), gaps(std::move(gaps)) {}
+
+llama_skip_bypasses::~llama_skip_bypasses() = default;
+
+void llama_skip_bypasses::read_data() {
+    for (auto & gap : gaps) {
+        file->hash(gap);
+    }
+}
+
+size_t llama_skip_bypasses::n_bytes() const {
+    size_t size = 0;
+    for (const auto & gap : gaps) {
+        size += gap.n_bytes();
+    }
+    return size;
+}
+
+int64_t llama_skip_bypasses::n_elements() const {
+    int64_t n = 0;
+    for (const auto & gap : gaps) {
+        for (const ggml_tensor * t : gap.tensors()) {
+            n += ggml_nelements(t);
+        }
+    }
+    return n;
+}
+
 ggml_context * llama_skip_bypasses::ctx_for(ggml_backend_buffer_type_t buft) {
     for (const auto & p : parts) {
         if (p.buft == buft) {
@@ -111,29 +138,16 @@ void llama_skip_bypasses::load(const llama_model & model) {
     for (const auto & gap : gaps) {
         for (ggml_tensor * t : gap.tensors()) {
             if (!model.hparams.no_alloc) {
-                ggml_backend_tensor_set(t, data_of(t).data(), 0, ggml_nbytes(t));
+                ggml_backend_tensor_set(t, file->read(t).data(), 0, ggml_nbytes(t));
             }
         }
     }
     file.reset();
-    stream.reset();
 }
 
 void llama_skip_bypass_sizes(
     const llama_skip_bypasses * bypasses, const std::function<void(ggml_backend_buffer_type_t, size_t)> & add) {
     for (size_t i = 0; bypasses != nullptr && i < bypasses->loaded().size(); ++i) {
         add(bypasses->loaded()[i].buft, bypasses->loaded()[i].size);
-    }
-}
-
-void llama_skip_load_bypasses(llama_model & model) {
-    if (!model.skip->bypasses) {
-        return;
-    }
-    model.skip->bypasses->load(model);
-    for (const auto & gap : model.skip->bypasses->all()) {
-        for (ggml_tensor * t : gap.tensors()) {
-            model.tensors_by_name.emplace_back(t->name, t); // counts for the number of nodes that a graph may have
-        }
     }
 }

@@ -1,6 +1,5 @@
-// The tensors of a plan file in GGUF: found, checked and read.
+#include "bypass/file.h"
 
-#include "bypass/bypass.h"
 #include "set/hash.h"
 
 #include "llama-impl.h"
@@ -11,7 +10,7 @@
 #include <cstring>
 #include <stdexcept>
 
-llama_skip_bypasses::llama_skip_bypasses(const std::string & path)
+llama_skip_bypass_file::llama_skip_bypass_file(const std::string & path)
     : path(path), stream(ggml_fopen(path.c_str(), "rb")) {
     if (!stream) {
         throw std::runtime_error(format("the file cannot be read: %s", strerror(errno)));
@@ -25,7 +24,7 @@ llama_skip_bypasses::llama_skip_bypasses(const std::string & path)
     file.reset(new llama_file(stream.get()));
 }
 
-llama_skip_bypasses::~llama_skip_bypasses() = default;
+llama_skip_bypass_file::~llama_skip_bypass_file() = default;
 
 static std::string shape_str(const ggml_tensor * t) {
     std::string text = std::to_string(t->ne[0]);
@@ -93,8 +92,7 @@ static void check_shapes(const llama_skip_bypass_tensors & gap, int64_t n_embd) 
     }
 }
 
-void llama_skip_bypasses::describe(const std::vector<llama_skip_bypass_tensors> & described, int64_t n_embd) {
-    gaps = described;
+void llama_skip_bypass_file::describe(std::vector<llama_skip_bypass_tensors> & gaps, int64_t n_embd) const {
     for (ggml_tensor * t = ggml_get_first_tensor(shapes.get()); t; t = ggml_get_next_tensor(shapes.get(), t)) {
         ggml_tensor ** member = find_member(gaps, t->name);
         if (member == nullptr) {
@@ -113,7 +111,7 @@ void llama_skip_bypasses::describe(const std::vector<llama_skip_bypass_tensors> 
     }
 }
 
-std::vector<uint8_t> llama_skip_bypasses::data_of(const ggml_tensor * tensor) {
+std::vector<uint8_t> llama_skip_bypass_file::read(const ggml_tensor * tensor) {
     const int64_t        id = gguf_find_tensor(meta.get(), tensor->name);
     std::vector<uint8_t> data(ggml_nbytes(tensor));
     file->seek(gguf_get_data_offset(meta.get()) + gguf_get_tensor_offset(meta.get(), id), SEEK_SET);
@@ -121,38 +119,17 @@ std::vector<uint8_t> llama_skip_bypasses::data_of(const ggml_tensor * tensor) {
     return data;
 }
 
-void llama_skip_bypasses::read_data() {
-    for (auto & gap : gaps) {
-        llama_skip_hash hash;
-        hash.add(&gap.norm_eps, sizeof(gap.norm_eps));
-        for (const ggml_tensor * t : gap.tensors()) {
-            const std::vector<uint8_t> data = data_of(t);
-            if (!ggml_validate_row_data(t->type, data.data(), data.size())) {
-                throw std::runtime_error(
-                    format("%s: tensor '%s' has values that are not finite", path.c_str(), t->name));
-            }
-            hash.add(t->name);
-            hash.add(std::string(ggml_type_name(t->type)) + " " + shape_str(t));
-            hash.add(data.data(), data.size());
+void llama_skip_bypass_file::hash(llama_skip_bypass_tensors & gap) {
+    llama_skip_hash hash;
+    hash.add(&gap.norm_eps, sizeof(gap.norm_eps));
+    for (const ggml_tensor * t : gap.tensors()) {
+        const std::vector<uint8_t> data = read(t);
+        if (!ggml_validate_row_data(t->type, data.data(), data.size())) {
+            throw std::runtime_error(format("%s: tensor '%s' has values that are not finite", path.c_str(), t->name));
         }
-        gap.hash = hash.hex();
+        hash.add(t->name);
+        hash.add(std::string(ggml_type_name(t->type)) + " " + shape_str(t));
+        hash.add(data.data(), data.size());
     }
-}
-
-size_t llama_skip_bypasses::n_bytes() const {
-    size_t size = 0;
-    for (const auto & gap : gaps) {
-        size += gap.n_bytes();
-    }
-    return size;
-}
-
-int64_t llama_skip_bypasses::n_elements() const {
-    int64_t n = 0;
-    for (const auto & gap : gaps) {
-        for (const ggml_tensor * t : gap.tensors()) {
-            n += ggml_nelements(t);
-        }
-    }
-    return n;
+    gap.hash = hash.hex();
 }

@@ -1,7 +1,11 @@
 #include "common/args.h"
 
-#include "graph/cvec.h"
+#include "llama-skip.h"
+
+#include "common/disk-args.h"
 #include "common/flags.h"
+#include "common/props.h"
+#include "load/check.h"
 #include "set/overrides.h"
 
 #include "arg.h"
@@ -9,10 +13,8 @@
 #include "log.h"
 
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <list>
-#include <map>
 #include <regex>
 #include <set>
 #include <stdexcept>
@@ -22,15 +24,6 @@ static const char * const spec_help =
     "or auto:P%, auto:K (the share or number of blocks that cost least, measured by llama-skip score), @NAME (a plan "
     "in "
     "the model's metadata or its .skip.gguf), @PATH (a plan file)";
-
-// An empty value would otherwise look like a flag that was not given. Exits: to what a flag throws upstream adds its usage.
-const std::string & common_skip_not_empty(const char * flag, const std::string & value) {
-    if (value.empty()) {
-        fprintf(stderr, "error: %s: the value is empty\n", flag);
-        exit(1);
-    }
-    return value;
-}
 
 void common_skip_add_args(const std::function<void(common_arg)> & add_opt) {
     add_opt(common_arg({ "--skip-layers" }, "SPEC",
@@ -227,29 +220,4 @@ void common_skip_to_draft(common_params & params, const common_params_speculativ
     params.disk_strict  = false;
     overrides           = draft_overrides(std::move(overrides), draft.skip_layers, params.skip_untested);
     params.kv_overrides = overrides.empty() ? overrides : terminated(overrides);
-}
-
-const llama_model_kv_override * common_skip_overrides(const std::string & layers, const std::string & scale) {
-    const auto & disk    = common_skip_bench_disk();
-    const bool   is_none = layers.empty() || layers == "none";
-    if (is_none && disk.layers.empty() && disk.scale.empty()) {
-        return nullptr;
-    }
-    static std::map<std::pair<std::string, std::string>, std::vector<llama_model_kv_override>> known;
-
-    auto & overrides = known[{ layers, scale }];
-    if (overrides.empty()) {
-        common_skip_add_flag(overrides, "", {}, llama_skip_key_of(layers), is_none ? "" : layers);
-        common_skip_add_flag(overrides, "", {}, LLAMA_SKIP_KEY_SCALE, scale);
-        common_skip_add_flag(overrides, "", {}, LLAMA_SKIP_KEY_DISK, disk.layers);
-        common_skip_add_flag(overrides, "", {}, LLAMA_SKIP_KEY_DISK_SCALE, disk.scale);
-        // llama-bench has no flag for it
-        const char * untested = getenv("LLAMA_ARG_SKIP_UNTESTED");
-        if (untested != nullptr && common_arg_utils::is_truthy(untested)) {
-            common_skip_add_true(overrides, LLAMA_SKIP_KEY_UNTESTED);
-        }
-        overrides.emplace_back();
-        overrides.back().key[0] = 0;
-    }
-    return overrides.data();
 }

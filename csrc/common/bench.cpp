@@ -1,9 +1,13 @@
-// The flags in llama-bench, which has a parser of its own.
+#include "common/bench.h"
 
-#include "common/args.h"
+#include "llama-skip.h"
 
-#include <cstdio>
-#include <cstdlib>
+#include "common/flags.h"
+#include "set/overrides.h"
+
+#include "arg.h"
+
+#include <map>
 
 common_skip_disk & common_skip_bench_disk() {
     static common_skip_disk disk;
@@ -33,6 +37,31 @@ void common_skip_bench_arg(
     } else {
         scale = value;
     }
+}
+
+const llama_model_kv_override * common_skip_overrides(const std::string & layers, const std::string & scale) {
+    const auto & disk    = common_skip_bench_disk();
+    const bool   is_none = layers.empty() || layers == "none";
+    if (is_none && disk.layers.empty() && disk.scale.empty()) {
+        return nullptr;
+    }
+    static std::map<std::pair<std::string, std::string>, std::vector<llama_model_kv_override>> known;
+
+    auto & overrides = known[{ layers, scale }];
+    if (overrides.empty()) {
+        common_skip_add_flag(overrides, "", {}, llama_skip_key_of(layers), is_none ? "" : layers);
+        common_skip_add_flag(overrides, "", {}, LLAMA_SKIP_KEY_SCALE, scale);
+        common_skip_add_flag(overrides, "", {}, LLAMA_SKIP_KEY_DISK, disk.layers);
+        common_skip_add_flag(overrides, "", {}, LLAMA_SKIP_KEY_DISK_SCALE, disk.scale);
+        // llama-bench has no flag for it
+        const char * untested = getenv("LLAMA_ARG_SKIP_UNTESTED");
+        if (untested != nullptr && common_arg_utils::is_truthy(untested)) {
+            common_skip_add_true(overrides, LLAMA_SKIP_KEY_UNTESTED);
+        }
+        overrides.emplace_back();
+        overrides.back().key[0] = 0;
+    }
+    return overrides.data();
 }
 
 bool common_skip_bench_check(const std::string & path, const std::string & layers, const std::string & scale) {

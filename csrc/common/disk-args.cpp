@@ -1,6 +1,8 @@
-#include "common/flags.h"
+#include "common/disk-args.h"
 
-#include "common/args.h"
+#include "llama-skip.h"
+
+#include "common/flags.h"
 #include "set/overrides.h"
 
 #include "arg.h"

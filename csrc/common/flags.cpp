@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 
 bool common_skip_has_override(const std::vector<llama_model_kv_override> & overrides, const std::string & key) {
@@ -42,4 +43,12 @@ void common_skip_add_true(std::vector<llama_model_kv_override> & overrides, cons
     o.val_bool                = true;
     snprintf(o.key, sizeof(o.key), "%s", key);
     overrides.push_back(o);
+}
+
+const std::string & common_skip_not_empty(const char * flag, const std::string & value) {
+    if (value.empty()) {
+        fprintf(stderr, "error: %s: the value is empty\n", flag);
+        exit(1);
+    }
+    return value;
 }

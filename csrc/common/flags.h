@@ -1,16 +1,12 @@
 #pragma once
 
-// Flags that become overrides, and those of disk blocks.
+// Flags that become overrides.
 
 #include "llama.h"
 
-#include <functional>
 #include <initializer_list>
 #include <string>
 #include <vector>
-
-struct common_arg;
-struct common_params;
 
 // an override of a key that begins with `key`
 bool common_skip_has_override(const std::vector<llama_model_kv_override> & overrides, const std::string & key);
@@ -24,14 +20,6 @@ void common_skip_add_flag(std::vector<llama_model_kv_override> & overrides, cons
 
 void common_skip_add_true(std::vector<llama_model_kv_override> & overrides, const char * key);
 
-// --disk-layers, --disk-scale, --disk-strict and --disk-idle
-void common_skip_disk_add_args(const std::function<void(common_arg)> & add_opt);
-
-// what the grammar refuses; throws std::invalid_argument
-void common_skip_disk_check(const common_params & params);
-
-// a model was loaded, that /props is to tell of
-void common_skip_props_loaded(const llama_model * model);
-
-// turns the flags into overrides
-void common_skip_disk_finish(common_params & params);
+// An empty value would otherwise look like a flag that was not given. Exits: to what a flag throws upstream adds its
+// usage.
+const std::string & common_skip_not_empty(const char * flag, const std::string & value);

@@ -1,9 +1,8 @@
-// What llama-server tells about a model in /props.
+#include "common/props.h"
 
-#include "common/args.h"
+#include "llama-skip.h"
 
-#include "disk/pager.h"
-#include "common/flags.h"
+#include "disk/context.h"
 
 #include <nlohmann/json.hpp>
 

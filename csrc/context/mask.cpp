@@ -1,8 +1,8 @@
 #include "context/mask.h"
 
-#include "bypass/bypass.h"
+#include "bypass/buffers.h"
+#include "load/load.h"
 #include "load/make.h"
-#include "plan/plan.h"
 #include "plan/header.h"
 #include "set/spec.h"
 
@@ -23,9 +23,7 @@ static llama_skip_plan look_up(const llama_model & model, llama_skip_spec & spec
     try {
         llama_skip_quiet_log quiet;
 
-        std::vector<std::string> splits;
-        ml.reset(new llama_model_loader(nullptr, nullptr, nullptr, model.skip->path, splits, nullptr,
-            LLAMA_LOAD_MODE_NONE, false, true, false, nullptr, nullptr));
+        ml = llama_skip_open_header(model.skip->path, quiet);
     } catch (const std::exception & err) {
         throw std::invalid_argument(given + err.what());
     }
@@ -38,7 +36,7 @@ static llama_skip_plan look_up(const llama_model & model, llama_skip_spec & spec
 // the model's set and `layers`, with what the model has in the gaps that this leaves as they are
 static llama_skip merge(const llama_model & model, const std::string & layers, const llama_skip_names & names) {
     const llama_skip &    loaded  = model.hparams.skip;
-    const int32_t         n_layer = model.hparams.n_layer() / loaded.n_loop; // the file's
+    const int32_t         n_layer = model.hparams.n_layer() / loaded.model.n_loop; // the file's
     const llama_skip_mask blocks  = loaded.file_blocks(model.hparams.n_layer());
 
     llama_skip skip = loaded.model_only();

@@ -1,9 +1,6 @@
-// Disk blocks in a context, and the calls of llama-skip.h about them.
-
-#include "llama-skip.h"
+#include "disk/context.h"
 
 #include "disk/pager.h"
-#include "set/spec.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -27,7 +24,7 @@ bool llama_context::skip_disk_begin(const llm_graph_result & res) {
     if (!skip_disk_run) {
         skip_disk_run = std::make_shared<llama_skip_disk_run>();
     }
-    const int32_t n_file = model.hparams.n_layer() / model.hparams.skip.n_loop;
+    const int32_t n_file = model.hparams.n_layer() / model.hparams.skip.model.n_loop;
     const bool    follow =
         skip_disk_run->begin(*model.skip_disk, res.skip_trace.disk, n_file, cparams.cb_eval, cparams.cb_eval_user_data);
     ggml_backend_sched_set_eval_callback(sched.get(), follow ? llama_skip_disk_run::eval : cparams.cb_eval,
@@ -72,33 +69,6 @@ bool llama_context::skip_disk_nodes(int32_t il, int32_t & n_host, int32_t & n_de
 std::shared_ptr<llama_skip_disk_pager> llama_skip_disk_start(
     std::shared_ptr<llama_skip_disk_files> files, const llama_skip & skip) {
     return files ? std::make_shared<llama_skip_disk_pager>(std::move(files), skip.disk) : nullptr;
-}
-
-bool llama_model_is_on_disk(const llama_model * model, int32_t il) {
-    const auto & skip = model->hparams.skip;
-    return il >= 0 && il < LLAMA_SKIP_MAX_LAYERS && skip.disk.blocks[il] && !skip.out[il];
-}
-
-int32_t llama_model_n_on_disk(const llama_model * model) {
-    return model->hparams.skip.disk.blocks.count();
-}
-
-void llama_skip_standby(const llama_model * model) {
-    if (model->skip_disk) {
-        model->skip_disk->standby();
-    }
-}
-
-uint64_t llama_skip_disk_mapped(const llama_model * model) {
-    return model->skip_disk ? model->skip_disk->files->n_bytes_mapped() : 0;
-}
-
-uint64_t llama_skip_disk_resident(const llama_model * model) {
-    return model->skip_disk ? model->skip_disk->files->n_bytes_resident() : 0;
-}
-
-bool llama_skip_disk_nodes(const llama_context * ctx, int32_t il, int32_t * n_host, int32_t * n_device) {
-    return ctx->skip_disk_nodes(il, *n_host, *n_device);
 }
 
 std::function<std::pair<uint64_t, uint64_t>()> llama_skip_disk_memory(const llama_model * model) {

@@ -1,6 +1,5 @@
 #include "disk/files.h"
 
-#include "load/files.h"
 #include "disk/pages.h"
 
 #include "llama-impl.h"

@@ -2,9 +2,11 @@
 
 // Where the tensors of disk blocks lie in a model's files, and their pages.
 
-#include "disk/trace.h"
+#include "set/skip.h"
 
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 

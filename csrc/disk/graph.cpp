@@ -1,7 +1,5 @@
 #include "disk/graph.h"
 
-#include "load/files.h"
-
 #include "llama-graph.h"
 #include "llama-impl.h"
 
@@ -18,28 +16,8 @@ static bool is_disk(const llm_graph_context & llm, int32_t il) {
     return il >= 0 && llm.cparams.skip.disk.blocks[il] && !llm.cparams.skip.out[il];
 }
 
-// the last tensor created so far, searched from `prev` on
-static ggml_tensor * last_tensor(ggml_context * ctx, ggml_tensor * prev) {
-    ggml_tensor * last = prev ? prev : ggml_get_first_tensor(ctx);
-    while (ggml_tensor * next = last ? ggml_get_next_tensor(ctx, last) : nullptr) {
-        last = next;
-    }
-    return last;
-}
-
 static ggml_tensor * tensor_after(ggml_context * ctx, ggml_tensor * prev) {
     return prev ? ggml_get_next_tensor(ctx, prev) : ggml_get_first_tensor(ctx);
-}
-
-void llama_skip_disk_trace::note_step(int64_t il, int64_t bound) {
-    ggml_tensor * last = last_tensor(ctx, spans.empty() ? nullptr : spans.back().last);
-    if (is_open) {
-        spans.back().last = last;
-    }
-    is_open = il < bound;
-    if (is_open) {
-        spans.push_back({ (int32_t) il, last, last });
-    }
 }
 
 static tensor_set tensors_of(ggml_context * ctx, const llama_skip_disk_trace::span & span, ggml_tensor * last) {
@@ -132,7 +110,7 @@ static ggml_tensor * block_input(
         return nullptr;
     }
     const auto &     span  = trace.spans.back();
-    const tensor_set block = tensors_of(llm.ctx0, span, last_tensor(llm.ctx0, span.before));
+    const tensor_set block = tensors_of(llm.ctx0, span, trace.last_tensor(span.before));
     // the norm of a block without one in front reads what the block has already worked on
     const auto is_weight = [il](const ggml_tensor * t) {
         return t->op == GGML_OP_NONE && llama_skip_block_of(t->name) == il;
@@ -173,7 +151,8 @@ ggml_tensor * llama_skip_disk_out(const llm_graph_context & llm, ggml_tensor * c
 // the disk block that a tensor was created for
 using block_map = std::unordered_map<const ggml_tensor *, int32_t>;
 
-// Whether a node can be put on the host: a view is where its source is, so that has to be of a disk block or in host memory.
+// Whether a node can be put on the host: a view is where its source is, so that has to be of a disk block or in host
+// memory.
 static bool is_movable(const ggml_tensor * t, const block_map & blocks) {
     switch (t->op) {
         case GGML_OP_NONE:

@@ -3,16 +3,16 @@
 // The thread that brings in the pages of disk blocks ahead of their use, and hands all pages back after idle time.
 
 #include "disk/files.h"
-
-#include "llama.h"
+#include "disk/trace.h"
 
 #include <chrono>
 #include <condition_variable>
 #include <deque>
-#include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 class llama_skip_disk_pager {
 public:
@@ -66,8 +66,8 @@ private:
     void drop(std::unique_lock<std::mutex> & lock, int32_t il);
 };
 
-// What a context does with the pages while it computes a graph: follows the scheduler from one disk block to the next, and
-// passes the nodes on to the user's callback.
+// What a context does with the pages while it computes a graph: follows the scheduler from one disk block to the next,
+// and passes the nodes on to the user's callback.
 class llama_skip_disk_run {
 public:
     using callback = bool (*)(ggml_tensor * t, bool ask, void * user_data);
@@ -92,10 +92,3 @@ private:
 
     void ended(size_t i);
 };
-
-// null without disk blocks
-std::shared_ptr<llama_skip_disk_pager> llama_skip_disk_start(
-    std::shared_ptr<llama_skip_disk_files> files, const llama_skip & skip);
-
-// Tells the bytes of a model's disk blocks that are mapped, and that are in memory; none once the model is freed.
-LLAMA_API std::function<std::pair<uint64_t, uint64_t>()> llama_skip_disk_memory(const llama_model * model);

@@ -48,8 +48,8 @@ uint64_t llama_skip_physical_memory() {
 
 #if defined(__linux__)
 void llama_skip_populate(char * addr, size_t first, size_t last) {
-    // One call of MADV_WILLNEED reads no more than the device's readahead window, whose default is 128 KiB, and does not
-    // wait for it: some of them keep the device busy while MADV_POPULATE_READ maps what has arrived.
+    // One call of MADV_WILLNEED reads no more than the device's readahead window, whose default is 128 KiB, and does
+    // not wait for it: some of them keep the device busy while MADV_POPULATE_READ maps what has arrived.
     constexpr size_t window = 128 * 1024;
     constexpr size_t ahead  = 4 * 1024 * 1024;
     constexpr size_t piece  = 1024 * 1024;

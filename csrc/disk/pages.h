@@ -1,7 +1,7 @@
 #pragma once
 
-// Pages of mapped files. Ranges are [first, last) from a page-aligned address; where the system has no such call, nothing
-// happens and nothing is counted.
+// Pages of mapped files. Ranges are [first, last) from a page-aligned address; where the system has no such call,
+// nothing happens and nothing is counted.
 
 #include <cstddef>
 #include <cstdint>
@@ -21,8 +21,9 @@ void llama_skip_advise_in_order(char * addr, size_t first, size_t last);
 // hands them back to the system
 bool llama_skip_release(char * addr, size_t first, size_t last);
 
-// The same for the page cache, where no other process maps them. The kernel drops whole folios only, and those at the ends may
-// hold more than the range: the pages beside it go too, and are read again when they are used. `size` is the file's.
+// The same for the page cache, where no other process maps them. The kernel drops whole folios only, and those at the
+// ends may hold more than the range: the pages beside it go too, and are read again when they are used. `size` is the
+// file's.
 void llama_skip_evict(int fd, char * addr, size_t first, size_t last, size_t size);
 
 // bytes of them in this process's memory

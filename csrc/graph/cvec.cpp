@@ -15,7 +15,7 @@ ggml_tensor * llama_skip_cvec(const llm_graph_context & llm, ggml_tensor * cur, 
 
     for (int next = il + 1; next < (int) llm.hparams.n_layer() && skip.out[next]; ++next) {
         // in this order the whole model has them
-        cur = skip.factor[next] == 1.0f ? cur : ggml_scale(llm.ctx0, cur, skip.factor[next]);
+        cur = skip.model.factor[next] == 1.0f ? cur : ggml_scale(llm.ctx0, cur, skip.model.factor[next]);
         cur = llm.cvec->apply_to(llm.ctx0, cur, next);
     }
     return cur;
@@ -35,7 +35,7 @@ std::string llama_skip_cvec_refusal(
     if (gone.none()) {
         return "";
     }
-    if (model.arch == LLM_ARCH_NEMOTRON_H || model.arch == LLM_ARCH_NEMOTRON_H_MOE) {
+    if (llama_skip_arch_of(model.arch).cvec_at_ffn) {
         return format("architecture '%s' applies a control vector behind its feed-forward blocks only: give a range "
                       "without the blocks left out, %s",
             llm_arch_name(model.arch), llama_skip_layers_str(gone).c_str());
@@ -43,7 +43,7 @@ std::string llama_skip_cvec_refusal(
     const int32_t n_gap = skip.gap_end(0);
 
     const llama_skip_mask homeless = gone & llama_skip_cvec_layers(1, n_gap - 1);
-    if (homeless.none() || llama_skip_arch_plain_embd(model.arch)) {
+    if (homeless.none() || llama_skip_arch_of(model.arch).plain_embd) {
         return "";
     }
     return format(

@@ -4,14 +4,14 @@
 
 #include "set/skip.h"
 
-#include "llama.h"
-
 #include <string>
 
 struct ggml_tensor;
+struct llama_model;
 struct llm_graph_context;
 
-// Multiplies by the factors and adds the directions of the gap behind block `il` (-1: at block 0) to what its bypass left, in the order of the blocks.
+// Multiplies by the factors and adds the directions of the gap behind block `il` (-1: at block 0) to what its bypass
+// left, in the order of the blocks.
 ggml_tensor * llama_skip_cvec(const llm_graph_context & llm, ggml_tensor * cur, int il);
 
 // The blocks that llama_set_adapter_cvec() gives a direction: upstream has none at block 0.
@@ -20,7 +20,3 @@ llama_skip_mask llama_skip_cvec_layers(int32_t il_start, int32_t il_end);
 // Why one of these directions has no place in a graph of the architecture; empty if all have one.
 std::string llama_skip_cvec_refusal(
     const llama_model & model, const llama_skip & skip, const llama_skip_mask & directions);
-
-// The same for a file that is not loaded yet; empty as well when it cannot be read.
-LLAMA_API std::string llama_skip_cvec_refusal(
-    const char * path_model, const llama_model_kv_override * overrides, int32_t il_start, int32_t il_end);

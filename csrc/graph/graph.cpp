@@ -1,8 +1,8 @@
 #include "graph/graph.h"
 
-#include "set/arch.h"
 #include "bypass/bypass.h"
 #include "disk/graph.h"
+#include "set/arch.h"
 #include "set/spec.h"
 
 #include "llama-context.h"
@@ -64,8 +64,8 @@ void llama_skip_expand_inputs(const llm_graph_context & llm) {
     }
 }
 
-// The first tensor that a node reads and that was not loaded; only what llama_skip_files::shapes holds has neither data nor
-// an operation, and is no input of the graph.
+// The first tensor that a node reads and that was not loaded; only what llama_skip_files::shapes holds has neither data
+// nor an operation, and is no input of the graph.
 static const ggml_tensor * find_unloaded(ggml_cgraph * gf) {
     for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
         for (const ggml_tensor * src : ggml_graph_node(gf, i)->src) {
@@ -78,14 +78,15 @@ static const ggml_tensor * find_unloaded(ggml_cgraph * gf) {
     return nullptr;
 }
 
-// Gemma 4's draft head has no cache of its own, it reads those of the last two blocks of its target.
+// A draft head without a cache of its own reads those of its target.
 static void check_target(const llm_graph_params & params) {
-    if (params.arch != LLM_ARCH_GEMMA4_ASSISTANT || params.cparams.ctx_other == nullptr) {
+    const int32_t n_caches = llama_skip_arch_of(params.arch).n_target_caches;
+    if (n_caches == 0 || params.cparams.ctx_other == nullptr) {
         return;
     }
     const llama_skip & skip    = params.cparams.ctx_other->get_cparams().skip;
     const int32_t      n_layer = llama_model_n_layer(llama_get_model(params.cparams.ctx_other));
-    for (int32_t il = n_layer - 2; il < n_layer; ++il) {
+    for (int32_t il = n_layer - n_caches; il < n_layer; ++il) {
         if (skip.out[il]) {
             throw std::runtime_error(
                 format("architecture '%s' reads the KV cache of block %d of its target, which is left out",
@@ -111,8 +112,9 @@ void llama_skip_check_graph(const llm_graph_result & res, const llm_graph_params
         throw std::runtime_error(format("architecture '%s' cannot leave out blocks %s: its graph reads '%s'",
             llm_arch_name(params.arch), llama_skip_layers_str(skip.out).c_str(), src->name));
     }
+    const auto injects = params.ubatch.embd ? llama_skip_arch_of(params.arch).injects : nullptr;
     for (int32_t il = 0; il < (int32_t) params.hparams.n_layer(); ++il) {
-        if (params.ubatch.embd && skip.out[il] && llama_skip_injects(params.hparams, params.arch, il)) {
+        if (injects != nullptr && skip.out[il] && injects(params.hparams, il)) {
             throw std::runtime_error(
                 format("architecture '%s' cannot read images without block %d: their features are added there",
                     llm_arch_name(params.arch), il));

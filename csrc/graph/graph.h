@@ -1,10 +1,5 @@
 #pragma once
 
-#include "set/skip.h"
-
-#include "ggml-backend.h"
-
-#include <functional>
 #include <memory>
 
 struct ggml_tensor;
@@ -26,10 +21,6 @@ void llama_skip_expand_inputs(const llm_graph_context & llm);
 // Throws std::runtime_error when the graph does not leave out what it should; the second logs and returns false.
 void llama_skip_check_graph(const llm_graph_result & res, const llm_graph_params & params);
 bool llama_skip_graph_ok(const llm_graph_result & res, const llm_graph_params & params);
-
-// the bytes of what the bypasses hold in memory of each type; null for none
-void llama_skip_bypass_sizes(
-    const llama_skip_bypasses * bypasses, const std::function<void(ggml_backend_buffer_type_t, size_t)> & add);
 
 // the recurrent state of block il; throws where it has none
 ggml_tensor * llama_skip_state(ggml_tensor * state, int il);

@@ -1,16 +1,13 @@
 #include "graph/streams.h"
 
-#include <algorithm>
-#include <cstring>
-#include <map>
-#include <stdexcept>
+#include "set/arch.h"
 
-// The stream enters the first block as what the block's first norm reads. Where blocks begin without a norm, it is the
-// tensor of this name.
-static const std::map<std::string, std::string> INPUT_NAMES = {
-    { "olmo2", "embd" },
-    { "exaone4", "embd" },
-};
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
 
 // the `name` and the block of "name-block"
 static bool split_name(const ggml_tensor * t, std::string & name, int32_t & il) {
@@ -29,10 +26,9 @@ static bool is_norm(const ggml_tensor * t, int32_t block) {
     return (t->op == GGML_OP_RMS_NORM || t->op == GGML_OP_NORM) && split_name(t, name, il) && il == block;
 }
 
-bool hidden_states::is_first_input(const ggml_tensor * t) {
-    const auto it = INPUT_NAMES.find(arch);
-    if (it != INPUT_NAMES.end()) {
-        return it->second == t->name;
+bool llama_skip_streams::is_first_input(const ggml_tensor * t) {
+    if (input_name != nullptr) {
+        return strcmp(input_name, t->name) == 0;
     }
     if (n_inputs == 1 && kept.size() > 1 && is_norm(t, kept[1])) {
         n_inputs = 2;
@@ -41,7 +37,7 @@ bool hidden_states::is_first_input(const ggml_tensor * t) {
     return n_inputs == 0 && is_norm(t, kept[0]);
 }
 
-std::vector<float> * hidden_states::target(const ggml_tensor * t, const ggml_tensor *& source) {
+std::vector<float> * llama_skip_streams::target(const ggml_tensor * t, const ggml_tensor *& source) {
     source = t;
     if (is_first_input(t)) {
         source = t->op == GGML_OP_RMS_NORM || t->op == GGML_OP_NORM ? t->src[0] : t;
@@ -59,8 +55,8 @@ std::vector<float> * hidden_states::target(const ggml_tensor * t, const ggml_ten
     return name == "l_out" ? &ends[it - kept.begin()] : name == "skip_in" ? &scaled[it - kept.begin()] : nullptr;
 }
 
-bool hidden_states::on_tensor(ggml_tensor * t, bool ask, void * user_data) {
-    auto & self = *static_cast<hidden_states *>(user_data);
+bool llama_skip_streams::on_tensor(ggml_tensor * t, bool ask, void * user_data) {
+    auto & self = *static_cast<llama_skip_streams *>(user_data);
     if (!self.active) {
         return !ask;
     }
@@ -82,18 +78,19 @@ bool hidden_states::on_tensor(ggml_tensor * t, bool ask, void * user_data) {
     return true; // go on computing
 }
 
-void hidden_states::begin(const std::vector<int32_t> & kept_, const std::string & arch_) {
-    kept     = kept_;
-    arch     = arch_;
-    active   = true;
-    n_inputs = 0;
-    mismatch = false;
+void llama_skip_streams::begin(const std::vector<int32_t> & kept_, const std::string & arch_) {
+    kept       = kept_;
+    arch       = arch_;
+    input_name = llama_skip_arch_of(llm_arch_from_string(arch)).input_name;
+    active     = true;
+    n_inputs   = 0;
+    mismatch   = false;
     first.clear();
     ends.assign(kept.size(), {});
     scaled.assign(kept.size(), {});
 }
 
-void hidden_states::end(size_t n_values, rows & inputs, rows * outputs) {
+void llama_skip_streams::end(size_t n_values, rows & inputs, rows * outputs) {
     stop();
     if (mismatch || first.size() != n_values) {
         throw std::runtime_error("hidden states: it is not known what the graph of architecture '" + arch +

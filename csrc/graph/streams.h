@@ -1,6 +1,6 @@
 #pragma once
 
-#include "ggml-backend.h"
+#include "llama.h"
 
 #include <cstdint>
 #include <string>
@@ -8,7 +8,7 @@
 
 // Collects the residual stream before and after each block that a graph runs, by the names upstream's graphs give it.
 // It is the eval callback of a context and wants nothing while it is not active.
-class hidden_states {
+class LLAMA_API llama_skip_streams {
 public:
     using rows = std::vector<std::vector<float>>; // [n_kept][n_tokens * n_embd]
 
@@ -29,10 +29,11 @@ private:
 
     bool is_first_input(const ggml_tensor * t);
 
-    bool        active   = false;
-    bool        mismatch = false; // the second block does not read what the first one is said to end with
-    int         n_inputs = 0;     // blocks of this graph whose input was looked at: the first one's, then the second's
-    std::string arch;
+    bool         active   = false;
+    bool         mismatch = false; // the second block does not read what the first one is said to end with
+    int          n_inputs = 0;     // blocks of this graph whose input was looked at: the first one's, then the second's
+    std::string  arch;
+    const char * input_name = nullptr; // of the architecture
 
     std::vector<int32_t> kept;
     std::vector<float>   first;  // what enters the first block

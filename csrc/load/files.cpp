@@ -1,33 +1,17 @@
 #include "load/files.h"
 
-#include "bypass/bypass.h"
 #include "disk/files.h"
-#include "load/make.h"
 #include "disk/pages.h"
 
 #include "llama-impl.h"
 #include "llama-model-loader.h"
-#include "llama-model.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <filesystem>
+#include <stdexcept>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
 #endif
-
-int32_t llama_skip_block_of(const std::string & name) {
-    int il = -1;
-    // the blocks of an encoder without a decoder are called enc.blk
-    const bool is_block = sscanf(name.c_str(), "blk.%d.", &il) == 1 || sscanf(name.c_str(), "enc.blk.%d.", &il) == 1;
-    return is_block && il >= 0 && il < LLAMA_SKIP_MAX_LAYERS ? il : -1;
-}
-
-bool llama_skip_tensor(const llama_skip & skip, const std::string & name) {
-    const int32_t il = llama_skip_block_of(name);
-    return il >= 0 && skip.out[il];
-}
 
 size_t llama_skip_buffer_size(const llama_skip & skip, const ggml_context * ctx,
     const std::vector<ggml_backend_buffer_ptr> & bufs, ggml_backend_buffer_t buf) {
@@ -46,66 +30,6 @@ size_t llama_skip_buffer_size(const llama_skip & skip, const ggml_context * ctx,
         size += GGML_PAD(ggml_backend_buft_get_alloc_size(buft, t), alignment);
     }
     return size;
-}
-
-// holds when the program changes its folder; empty for a model without a path
-static std::string absolute(const std::string & path) {
-    std::error_code err;
-    return path.empty() ? "" : std::filesystem::absolute(std::filesystem::u8path(path), err).u8string();
-}
-
-void llama_skip_load(llama_model_loader & ml, llama_model & model) {
-    std::vector<llama_model_kv_override> overrides;
-    for (const auto & [_, o] : ml.kv_overrides) {
-        overrides.push_back(o);
-    }
-    overrides.emplace_back();
-    overrides.back().key[0] = '\0';
-
-    auto & hparams = model.hparams;
-
-    const llama_skip_set set = llama_skip_resolve(ml, model, llama_skip_read_overrides(overrides.data()), {});
-
-    if (set.skip.disk.any() && ml.files.empty()) {
-        throw std::invalid_argument(LLAMA_SKIP_KEY_DISK ": the model has no file that could hold blocks");
-    }
-    hparams.skip = set.skip;
-    model.skip   = std::make_shared<llama_skip_kept>();
-
-    model.skip->path     = absolute(ml.skip.path);
-    model.skip->n_bytes  = ml.n_bytes;
-    model.skip->bypasses = set.bypasses;
-    if (!hparams.skip.any() && hparams.skip.origin[0] != '\0' && !hparams.skip.disk.any()) {
-        LLAMA_LOG_WARN("skip: %s leaves no block out\n", hparams.skip.origin.data());
-    }
-    if (!hparams.skip.any() && !hparams.skip.disk.any()) {
-        return;
-    }
-
-    ml.skip.init(ml, hparams.skip);
-    ml.n_created += ml.skip.n_tensors;
-    ml.n_bytes -= ml.skip.n_bytes;
-    ml.n_elements -= ml.skip.n_elements;
-    ml.size_data -= ml.skip.n_bytes; // init_mappings() adds every tensor of the files
-
-    model.skip->shapes = ml.skip.shapes;
-
-    if (set.bypasses) {
-        ml.n_bytes += set.bypasses->n_bytes();
-        ml.n_elements += set.bypasses->n_elements();
-        if (!ml.no_alloc) {
-            set.bypasses->read_data(); // before any weight
-        }
-    }
-    std::string text = llama_skip_summary(hparams.skip, hparams.n_layer());
-    if (hparams.skip.disk.any() && !ml.use_mmap) {
-        text += ", whatever the load mode";
-    }
-    if (ml.no_alloc) {
-        LLAMA_LOG_INFO("%s\n", text.c_str());
-    } else {
-        LLAMA_LOG_WARN("%s\n", text.c_str()); // the tools do not show lines below it
-    }
 }
 
 //
@@ -143,7 +67,7 @@ void llama_skip_files::init(const llama_model_loader & ml, llama_skip & skip) {
             ggml_set_name(ggml_dup_tensor(shapes.get(), w.tensor), name.c_str());
         }
     }
-    const auto add_runs = [](const std::vector<entry> & entries, bool entry::*in, llama_mmap::ranges & runs) {
+    const auto add_runs = [](const std::vector<entry> & entries, bool entry::*in, ranges & runs) {
         bool open = false;
         for (const auto & e : entries) {
             if (e.*in && open) {
@@ -171,9 +95,9 @@ ggml_tensor * llama_skip_files::shape_of(const std::string & name) const {
     return shapes ? ggml_get_tensor(shapes.get(), name.c_str()) : nullptr;
 }
 
-llama_mmap::ranges llama_skip_files::lazy_ranges(uint32_t idx, const llama_mmap::ranges & lazy) const {
-    llama_mmap::ranges res = lazy;
-    const auto         it  = left_out.find(idx);
+llama_skip_files::ranges llama_skip_files::lazy_ranges(uint32_t idx, const ranges & lazy) const {
+    ranges     res = lazy;
+    const auto it  = left_out.find(idx);
     if (it != left_out.end()) {
         res.insert(res.end(), it->second.begin(), it->second.end());
         std::sort(res.begin(), res.end());
@@ -274,7 +198,8 @@ ggml_backend_buffer_t llama_skip_files::buffer_of(const ggml_tensor * tensor, gg
     return it == buffers.end() ? buf : it->second;
 }
 
-bool llama_skip_files::lock(llama_mlocks & mlocks, uint32_t idx, void * addr, size_t first, size_t last) {
+bool llama_skip_files::lock(
+    std::vector<std::unique_ptr<llama_mlock>> & mlocks, uint32_t idx, void * addr, size_t first, size_t last) {
     if (!active(idx)) {
         return false;
     }

@@ -64,7 +64,7 @@ static bool is_between(float scale) {
 
 static void check_blocks(const llama_hparams & hparams, llm_arch arch, const llama_skip_names & names,
     const llama_skip & skip, const llama_skip_mask & blocks) {
-    const char * reason = llama_skip_arch_refusal(arch);
+    const char * reason = llama_skip_arch_of(arch).refusal;
     if (reason != nullptr) {
         throw std::invalid_argument(
             names.disk + ": blocks of architecture '" + llm_arch_name(arch) + "' cannot be on disk: " + reason);
@@ -81,17 +81,18 @@ static void check_blocks(const llama_hparams & hparams, llm_arch arch, const lla
         if (!blocks[il] || !is_between(skip.disk.scale[il])) {
             continue;
         }
-        if (skip.n_loop > 1) {
+        if (skip.model.n_loop > 1) {
             throw std::invalid_argument(
                 format("%s: architecture '%s' runs its blocks in %d loops, they cannot be scaled",
-                    names.disk_scale.c_str(), llm_arch_name(arch), skip.n_loop));
+                    names.disk_scale.c_str(), llm_arch_name(arch), skip.model.n_loop));
         }
-        if (skip.factor[il] != 1.0f) {
+        if (skip.model.factor[il] != 1.0f) {
             throw std::invalid_argument(format("%s: block %d of architecture '%s' multiplies the residual stream by "
                                                "%s itself, only a scale of 0 or 1 is possible",
-                names.disk_scale.c_str(), il, llm_arch_name(arch), llama_skip_number_str(skip.factor[il]).c_str()));
+                names.disk_scale.c_str(), il, llm_arch_name(arch),
+                llama_skip_number_str(skip.model.factor[il]).c_str()));
         }
-        if (!skip.untested && !llama_skip_arch_tested(arch)) {
+        if (!skip.untested && !llama_skip_arch_of(arch).tested) {
             throw std::invalid_argument(
                 names.disk_scale + ": scaling blocks of architecture '" + llm_arch_name(arch) +
                 "' has not been tested; to try, give --skip-untested (or the override " LLAMA_SKIP_KEY_UNTESTED
@@ -102,7 +103,7 @@ static void check_blocks(const llama_hparams & hparams, llm_arch arch, const lla
 
 void llama_skip_disk_make(const llama_hparams & hparams, llm_arch arch, const llama_skip_spec & spec,
     const llama_skip_names & names, llama_skip & skip) {
-    const int32_t   n_file = hparams.n_layer() / skip.n_loop;
+    const int32_t   n_file = hparams.n_layer() / skip.model.n_loop;
     llama_skip_mask blocks;
     if (!spec.disk.empty()) {
         blocks = llama_skip_named_layers(names.disk, llama_skip_parse_layers(names.disk, spec.disk), n_file);
@@ -125,25 +126,15 @@ void llama_skip_disk_make(const llama_hparams & hparams, llm_arch arch, const ll
     llama_skip_mask out;
     for (int32_t il = 0; il < n_file; ++il) {
         out.set(il, blocks[il] && skip.disk.scale[il] == 0.0f);
-        for (int32_t loop = 1; loop < skip.n_loop; ++loop) {
+        for (int32_t loop = 1; loop < skip.model.n_loop; ++loop) {
             skip.disk.scale[loop * n_file + il] = skip.disk.scale[il];
         }
     }
-    skip.disk.blocks = llama_skip_every_loop(blocks & ~out, n_file, skip.n_loop);
-    skip.out |= llama_skip_every_loop(out, n_file, skip.n_loop);
+    skip.disk.blocks = llama_skip_every_loop(blocks & ~out, n_file, skip.model.n_loop);
+    skip.out |= llama_skip_every_loop(out, n_file, skip.model.n_loop);
     if (skip.n_kept(0, hparams.n_layer()) == 0) {
         throw std::invalid_argument(names.disk_scale + ": with a scale of 0 every block is left out, one has to stay");
     }
-}
-
-std::string llama_skip_disk_scale_str(const llama_skip & skip) {
-    std::string text;
-    for (int32_t il = 0; il < LLAMA_SKIP_MAX_LAYERS; ++il) {
-        if (skip.disk.blocks[il] && !skip.out[il] && skip.disk.scale[il] != 1.0f) {
-            text += (text.empty() ? "" : ",") + std::to_string(il) + ":" + llama_skip_number_str(skip.disk.scale[il]);
-        }
-    }
-    return text;
 }
 
 std::string llama_skip_disk_summary(const llama_skip & skip, int32_t n_layer) {

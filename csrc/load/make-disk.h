@@ -2,9 +2,12 @@
 
 // Which blocks stay on disk, as overrides and plans say it.
 
-#include "load/make.h"
+#include "set/overrides.h"
+#include "set/skip.h"
 
-struct llama_skip_range;
+#include "llama-arch.h"
+
+struct llama_hparams;
 
 // Sets skip.disk from `spec`; a block whose S is 0 joins skip.out instead. Throws std::invalid_argument.
 void llama_skip_disk_make(const llama_hparams & hparams, llm_arch arch, const llama_skip_spec & spec,

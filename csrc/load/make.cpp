@@ -1,8 +1,8 @@
 #include "load/make.h"
 
-#include "set/arch.h"
 #include "bypass/bypass.h"
 #include "load/make-disk.h"
+#include "set/arch.h"
 #include "set/spec.h"
 
 #include "llama-hparams.h"
@@ -10,30 +10,6 @@
 #include <stdexcept>
 
 static_assert(LLAMA_SKIP_MAX_LAYERS == LLAMA_MAX_LAYERS, "a mask has one bit for each layer");
-
-llama_skip_mask llama_skip_every_loop(const llama_skip_mask & out, int32_t n_file, int32_t n_loop) {
-    llama_skip_mask res;
-    for (int32_t loop = 0; loop < n_loop; ++loop) {
-        res |= out << (loop * n_file);
-    }
-    return res;
-}
-
-llama_skip_names llama_skip_names_for(const std::string & layers, const std::string & scale) {
-    llama_skip_names names;
-    names.layers = layers;
-    names.scale  = scale;
-    if (layers.compare(0, 2, "--") == 0) {
-        names.disk       = "--disk-layers";
-        names.disk_scale = "--disk-scale";
-        names.disk_idle  = "--disk-idle";
-    } else if (layers.find('_') != std::string::npos) {
-        names.disk       = "disk_layers";
-        names.disk_scale = "disk_scale";
-        names.disk_idle  = "disk_idle";
-    }
-    return names;
-}
 
 // a bypass with tensors belongs to the exact gap
 static void set_bypass(llama_skip & skip, const llama_skip_bypass_tensors & bypass, const llama_skip_names & names) {
@@ -53,12 +29,12 @@ static void set_bypass(llama_skip & skip, const llama_skip_bypass_tensors & bypa
 static void check_bypass(
     const llama_skip & skip, llm_arch arch, const llama_skip_spec & spec, const llama_skip_names & names) {
     const std::string name = llm_arch_name(arch);
-    if (skip.n_loop > 1 && !(spec.scale.empty() && spec.bypasses.empty())) {
+    if (skip.model.n_loop > 1 && !(spec.scale.empty() && spec.bypasses.empty())) {
         throw std::invalid_argument((spec.scale.empty() ? names.layers : names.scale) + ": architecture '" + name +
-                                    "' runs its blocks in " + std::to_string(skip.n_loop) +
+                                    "' runs its blocks in " + std::to_string(skip.model.n_loop) +
                                     " loops, its gaps can have neither a scale nor a bypass");
     }
-    if (!skip.has_bypass(0) || llama_skip_arch_plain_embd(arch)) {
+    if (!skip.has_bypass(0) || llama_skip_arch_of(arch).plain_embd) {
         return;
     }
     if (skip.scale[0] != 1.0f || skip.bypass[0] != nullptr) {
@@ -77,14 +53,15 @@ llama_skip llama_skip_make(
     llama_skip skip = hparams.skip.model_only();
     skip.untested |= spec.untested;
     if (!spec.layers.empty()) {
-        const int32_t n_file = hparams.n_layer() / skip.n_loop;
+        const int32_t n_file = hparams.n_layer() / skip.model.n_loop;
         const auto    ranges = llama_skip_parse_layers(names.layers, spec.layers);
-        const char *  reason = llama_skip_arch_refusal(arch);
+        const char *  reason = llama_skip_arch_of(arch).refusal;
         if (!ranges.empty() && reason != nullptr) {
             throw std::invalid_argument(
                 names.layers + ": blocks of architecture '" + llm_arch_name(arch) + "' cannot be left out: " + reason);
         }
-        skip.out = llama_skip_every_loop(llama_skip_resolve_layers(names.layers, ranges, n_file), n_file, skip.n_loop);
+        skip.out =
+            llama_skip_every_loop(llama_skip_resolve_layers(names.layers, ranges, n_file), n_file, skip.model.n_loop);
     }
     llama_skip_disk_make(hparams, arch, spec, names, skip);
     if (!spec.scale.empty()) {
@@ -96,12 +73,13 @@ llama_skip llama_skip_make(
     if (!skip.any()) {
         return skip;
     }
-    if (!skip.untested && !llama_skip_arch_tested(arch)) {
+    if (!skip.untested && !llama_skip_arch_of(arch).tested) {
         throw std::invalid_argument(names.layers + ": leaving out blocks of architecture '" + llm_arch_name(arch) +
                                     "' has not been tested; to try, give --skip-untested (or the override " +
                                     LLAMA_SKIP_KEY_UNTESTED "=bool:true)");
     }
-    const std::string reason = llama_skip_block_refusal(hparams, arch, skip);
+    const auto        refusal = llama_skip_arch_of(arch).set_refusal;
+    const std::string reason  = refusal != nullptr ? refusal(hparams, skip) : "";
     if (!reason.empty()) {
         throw std::invalid_argument(names.layers + ": blocks " +
                                     llama_skip_layers_str(skip.file_blocks(hparams.n_layer())) + " of architecture '" +

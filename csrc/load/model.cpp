@@ -1,10 +1,10 @@
-// What a model says about its blocks, whatever is left out of it.
+#include "load/model.h"
 
-#include "load/files.h"
+#include "set/arch.h"
 
 #include "llama-impl.h"
 #include "llama-model-loader.h"
-#include "models/models.h"
+#include "llama-model.h"
 
 #include <cstring>
 
@@ -27,18 +27,18 @@ static float read_factor(llama_model_loader & ml, const std::string & name) {
 }
 
 void llama_skip_read_model(llama_model_loader & ml, llama_model & model) {
-    auto & hparams = model.hparams;
-    auto & skip    = hparams.skip;
+    auto &     hparams = model.hparams;
+    auto &     facts   = hparams.skip.model;
+    const auto arch    = llama_skip_arch_of(model.arch);
     for (int32_t il = 0; il < (int32_t) hparams.n_layer(); ++il) {
         const int32_t every = hparams.rescale_every_n_layers;
-        if (model.arch == LLM_ARCH_GEMMA4) {
-            skip.factor[il] = read_factor(ml, format("blk.%d.layer_output_scale.weight", il));
-        } else if (model.arch == LLM_ARCH_RWKV6 && every > 0 && (il + 1) % every == 0) {
-            skip.factor[il] = 0.5f;
+        if (arch.factor_tensor != nullptr) {
+            facts.factor[il] = read_factor(ml, format("blk.%d.%s", il, arch.factor_tensor));
+        } else if (every > 0 && (il + 1) % every == 0) {
+            facts.factor[il] = arch.rescale;
         }
     }
-    if (const auto * looped = dynamic_cast<const llama_model_nanbeige *>(&model)) {
-        skip.n_loop    = looped->n_loops;
-        skip.loop_norm = looped->n_loops > 1 && !looped->skip_loop_final_norm;
+    if (arch.loops != nullptr) {
+        arch.loops(model, facts);
     }
 }

@@ -1,10 +1,9 @@
-// What is left out of a model, as sets and plans say it, and the line about it.
+#include "load/resolve.h"
 
-#include "bypass/bypass.h"
+#include "bypass/buffers.h"
 #include "load/make-disk.h"
-#include "load/files.h"
 #include "load/make.h"
-#include "plan/plan.h"
+#include "load/model.h"
 #include "set/spec.h"
 
 #include "llama-impl.h"
@@ -55,11 +54,11 @@ llama_skip_set llama_skip_resolve(
 
     const llama_skip_plan plan = llama_skip_look_up(ml, model.hparams, spec, names);
     llama_skip            skip = llama_skip_make(model.hparams, model.arch, spec, names);
-    skip.other_weights         = plan.other_weights;
+    skip.origin.other_weights  = plan.other_weights;
 
     // a long path is cut at its front, the array keeps a NUL
-    const size_t n_cut = plan.origin.size() - std::min(plan.origin.size(), skip.origin.size() - 1);
-    plan.origin.copy(skip.origin.data(), skip.origin.size() - 1, n_cut);
+    const size_t n_cut = plan.origin.size() - std::min(plan.origin.size(), skip.origin.text.size() - 1);
+    plan.origin.copy(skip.origin.text.data(), skip.origin.text.size() - 1, n_cut);
     return { skip, plan.bypasses };
 }
 
@@ -69,11 +68,11 @@ const char * const llama_skip_other_weights = "skip: the plan was made with a fi
 
 // what a set chosen by hand costs nobody knows yet
 static std::string why_str(const llama_skip & skip, const std::string & layers) {
-    if (skip.origin[0] == '\0') {
+    if (skip.origin.text[0] == '\0') {
         return "what it costs: llama-skip eval FILE --skip-layers " + layers + " -f TEXT";
     }
-    return std::string("chosen by ") + skip.origin.data() +
-           (skip.other_weights ? std::string("\n") + llama_skip_other_weights : "");
+    return std::string("chosen by ") + skip.origin.text.data() +
+           (skip.origin.other_weights ? std::string("\n") + llama_skip_other_weights : "");
 }
 
 std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer) {
@@ -85,7 +84,7 @@ std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer) {
     const std::string scale  = llama_skip_scale_str(skip);
     const std::string bypass = llama_skip_bypass_str(skip);
     return format("skip: blocks %s left out%s%s, %d of %d kept, %.2f MiB not loaded; %s%s%s%s%s%s", layers.c_str(),
-        scale.empty() ? "" : ", scale ", scale.c_str(), skip.n_kept(0, n_layer / skip.n_loop), n_layer / skip.n_loop,
-        skip.n_bytes / 1024.0 / 1024.0, bypass.empty() ? "" : "bypass ", bypass.c_str(), bypass.empty() ? "" : "; ",
-        why_str(skip, layers).c_str(), disk.empty() ? "" : "\n", disk.c_str());
+        scale.empty() ? "" : ", scale ", scale.c_str(), skip.n_kept(0, n_layer / skip.model.n_loop),
+        n_layer / skip.model.n_loop, skip.n_bytes / 1024.0 / 1024.0, bypass.empty() ? "" : "bypass ", bypass.c_str(),
+        bypass.empty() ? "" : "; ", why_str(skip, layers).c_str(), disk.empty() ? "" : "\n", disk.c_str());
 }

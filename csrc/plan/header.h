@@ -1,42 +1,34 @@
 #pragma once
 
-// A model's file read without a word in the log.
+// A model's file read as far as its header, without a word in the log.
 
 #include "llama.h"
 
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
 
+struct llama_model_loader;
+
 // Drops the log lines of this thread while it lives, and keeps the last error among them.
 class llama_skip_quiet_log {
 public:
-    llama_skip_quiet_log() {
-        llama_log_get(&callback, &user_data);
-        llama_log_set(on_line, this);
-    }
-    ~llama_skip_quiet_log() { llama_log_set(callback, user_data); }
+    llama_skip_quiet_log();
+    ~llama_skip_quiet_log();
 
     const std::string & error() const { return last_error; }
 
 private:
-    static std::mutex & mutex() {
-        static std::mutex m;
-        return m;
-    }
+    static void on_line(ggml_log_level level, const char * text, void * data);
 
-    static void on_line(ggml_log_level level, const char * text, void * data) {
-        auto * self = (llama_skip_quiet_log *) data;
-        if (std::this_thread::get_id() != self->thread) {
-            self->callback(level, text, self->user_data);
-        } else if (level == GGML_LOG_LEVEL_ERROR) {
-            self->last_error = text;
-        }
-    }
-
-    std::lock_guard<std::mutex> lock{ mutex() };
+    std::lock_guard<std::mutex> lock;
     std::thread::id             thread = std::this_thread::get_id();
     ggml_log_callback           callback;
     void *                      user_data;
     std::string                 last_error;
 };
+
+// The caller holds the quiet log; throws std::exception.
+std::unique_ptr<llama_model_loader> llama_skip_open_header(
+    const std::string & path, const llama_skip_quiet_log & quiet);

@@ -1,8 +1,9 @@
 #include "plan/identity.h"
 
-#include "plan/metadata.h"
-#include "set/hash.h"
 #include "plan/header.h"
+#include "plan/metadata.h"
+#include "set/blocks.h"
+#include "set/hash.h"
 
 #include "llama-impl.h"
 #include "llama-model-loader.h"
@@ -147,18 +148,11 @@ llama_skip_identity llama_skip_identify(llama_model_loader & ml) {
 llama_skip_identity llama_skip_identify(const std::string & path, std::vector<llama_skip_file_tensor> & tensors) {
     llama_skip_quiet_log quiet;
     try {
-        std::vector<std::string> splits;
-
-        llama_model_loader ml(nullptr, nullptr, nullptr, path, splits, nullptr, LLAMA_LOAD_MODE_NONE, false, true,
-            false, nullptr, nullptr);
-
-        const llama_skip_identity id = llama_skip_identify(ml);
-        for (const auto & [name, w] : ml.weights_map) {
-            int il = -1;
-            if (sscanf(name.c_str(), "blk.%d.", &il) != 1) {
-                sscanf(name.c_str(), "enc.blk.%d.", &il);
-            }
-            tensors.push_back({ name, ggml_type_name(w.tensor->type), ggml_nbytes(w.tensor), il });
+        const auto                ml = llama_skip_open_header(path, quiet);
+        const llama_skip_identity id = llama_skip_identify(*ml);
+        for (const auto & [name, w] : ml->weights_map) {
+            tensors.push_back(
+                { name, ggml_type_name(w.tensor->type), ggml_nbytes(w.tensor), llama_skip_block_of(name) });
         }
         return id;
     } catch (const std::exception & err) {

@@ -29,10 +29,6 @@ struct plan_request {
 
 } // namespace
 
-bool llama_skip_is_plan(const std::string & text) {
-    return text.compare(0, 5, "auto:") == 0 || text.compare(0, 1, "@") == 0;
-}
-
 // "12.5" with at most `n_decimals` decimals, as an integer of the smallest unit; -1: not a number, or too large
 static int64_t parse_decimal(const std::string & number, size_t n_decimals) {
     const size_t point    = std::min(number.find('.'), number.size());
@@ -134,7 +130,7 @@ static llama_skip_plan find(const plan_request & request, const llama_skip_ident
     if (!request.path.empty()) {
         return llama_skip_read_plan_file(request.path, model, hparams.n_embd);
     }
-    const int32_t n_layer = hparams.n_layer() / hparams.skip.n_loop; // in the file
+    const int32_t n_layer = hparams.n_layer() / hparams.skip.model.n_loop; // in the file
 
     std::string            path;
     const gguf_context_ptr sidecar = open_sidecar(ml.skip.path, path);

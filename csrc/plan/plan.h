@@ -2,16 +2,14 @@
 
 // Sets that a measurement or a file chooses, looked up when a model is loaded.
 //   PLAN := auto:P% | auto:K | @NAME | @PATH     (a path has a dot or a slash, a name has neither)
-// "auto" is the beginning of the greedy path in the metadata (skip.score.*), a name is a plan there (skip.plan.NAME.*); both
-// in the model's file, else in the one beside it, MODEL.skip.gguf. A path is a plan file, of JSON or a GGUF with the tensors
-// of its bypasses. docs/metadata.md has the formats.
+// "auto" is the beginning of the greedy path in the metadata (skip.score.*), a name is a plan there (skip.plan.NAME.*);
+// both in the model's file, else in the one beside it, MODEL.skip.gguf. A path is a plan file, of JSON or a GGUF with
+// the tensors of its bypasses. docs/metadata.md has the formats.
 
-#include "bypass/bypass.h"
-
-#include <cstdint>
 #include <memory>
 #include <string>
 
+class llama_skip_bypasses;
 struct llama_hparams;
 struct llama_model_loader;
 
@@ -27,8 +25,6 @@ struct llama_skip_plan {
 
     std::shared_ptr<llama_skip_bypasses> bypasses; // null: none
 };
-
-bool llama_skip_is_plan(const std::string & text);
 
 // Both throw std::invalid_argument with a message that starts with `name`; the first needs no file.
 void llama_skip_check_plan(const std::string & name, const std::string & text);

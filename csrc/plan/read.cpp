@@ -1,5 +1,7 @@
 #include "plan/read.h"
 
+#include "bypass/buffers.h"
+#include "bypass/file.h"
 #include "plan/metadata.h"
 #include "set/spec.h"
 
@@ -245,9 +247,9 @@ static bool is_gguf(std::ifstream & in) {
 }
 
 static llama_skip_plan read_gguf(const std::string & path, const llama_skip_identity & model, int64_t n_embd) {
-    auto                    bypasses = std::make_shared<llama_skip_bypasses>(path);
-    const llama_skip_source source   = { bypasses->metadata(), "the plan file" };
-    const std::string       arch     = need_str(source, "general.architecture");
+    auto                    file   = std::make_unique<llama_skip_bypass_file>(path);
+    const llama_skip_source source = { file->metadata(), "the plan file" };
+    const std::string       arch   = need_str(source, "general.architecture");
     if (arch != model.architecture) {
         throw std::runtime_error(
             "the plan file is for architecture '" + arch + "', the model has '" + model.architecture + "'");
@@ -256,11 +258,14 @@ static llama_skip_plan read_gguf(const std::string & path, const llama_skip_iden
     const nlohmann::json entries = content.value("bypass", nlohmann::json::array());
 
     llama_skip_plan plan = plan_of(content, model);
-    bypasses->describe(read_gaps(entries), n_embd);
+    auto            gaps = read_gaps(entries);
+    file->describe(gaps, n_embd);
     for (size_t i = 0; i < entries.size(); ++i) {
-        check_entry(entries[i], bypasses->all()[i]);
+        check_entry(entries[i], gaps[i]);
     }
-    plan.bypasses = entries.empty() ? nullptr : std::move(bypasses);
+    if (!gaps.empty()) {
+        plan.bypasses = std::make_shared<llama_skip_bypasses>(std::move(file), std::move(gaps));
+    }
     return plan;
 }
 

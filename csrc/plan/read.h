@@ -1,7 +1,8 @@
 #pragma once
 
 // What metadata and plan files hold (docs/metadata.md), checked against the model that it is to be used with.
-// All functions throw std::runtime_error; llama_skip_plan.origin says where the plan was found, and its cost where known.
+// All functions throw std::runtime_error; llama_skip_plan.origin says where the plan was found, and its cost where
+// known.
 
 #include "plan/identity.h"
 #include "plan/plan.h"

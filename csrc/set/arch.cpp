@@ -1,39 +1,18 @@
 #include "set/arch.h"
 
-#include "set/spec.h"
+#include "set/arch-tested.h"
 
 #include "llama-hparams.h"
 #include "llama-impl.h"
+#include "models/models.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "set/arch-tested.h"
-
-bool llama_skip_arch_tested(llm_arch arch) {
-    const char * name = llm_arch_name(arch);
-    return std::any_of(std::begin(tested_archs), std::end(tested_archs),
-        [name](const char * tested) { return strcmp(tested, name) == 0; });
-}
-
-const char * llama_skip_arch_refusal(llm_arch arch) {
-    switch (arch) {
-        case LLM_ARCH_T5:
-            return "encoder and decoder number their blocks separately";
-        case LLM_ARCH_HRM_TEXT:
-            return "its stacks run in cycles whose loops do not go by the number of blocks";
-        case LLM_ARCH_GEMMA4_ASSISTANT:
-        case LLM_ARCH_EAGLE3:
-            return "it is a draft head without blocks of its own to spare";
-        case LLM_ARCH_WAVTOKENIZER_DEC:
-            return "it is not a language model";
-        default:
-            return nullptr;
-    }
-}
-
 // Gemma 3n and 4: the last block with a cache of each kind also serves those behind it that have none.
-static std::string refusal_shared_cache(const llama_hparams & hparams, const llama_skip_mask & out) {
+static std::string shared_cache(const llama_hparams & hparams, const llama_skip & skip) {
+    const llama_skip_mask & out = skip.out;
+
     const int32_t from = hparams.n_layer_kv_from_start;
     for (int32_t il = from; from >= 0 && il < (int32_t) hparams.n_layer(); ++il) {
         const int32_t owner = from - (hparams.is_swa(il) ? 2 : 1);
@@ -44,11 +23,14 @@ static std::string refusal_shared_cache(const llama_hparams & hparams, const lla
     return "";
 }
 
-// GLM-5.2, GLM-5-Next, HunYuan V4: an attention block without an indexer attends to what the last indexer before it chose.
-static std::string refusal_shared_indexer(const llama_hparams & hparams, llm_arch arch, const llama_skip_mask & out) {
+// GLM-5.2, GLM-5-Next, HunYuan V4: an attention block without an indexer attends to what the last indexer before it
+// chose.
+static std::string shared_indexer(const llama_hparams & hparams, const llama_skip & skip, bool has_recurrent) {
+    const llama_skip_mask & out = skip.out;
+
     int32_t owner = -1;
     for (int32_t il = 0; il < (int32_t) hparams.n_layer(); ++il) {
-        if (arch == LLM_ARCH_GLM5_NEXT && hparams.is_recr(il)) {
+        if (has_recurrent && hparams.is_recr(il)) {
             continue;
         }
         if (hparams.is_indexer_full(il)) {
@@ -61,58 +43,135 @@ static std::string refusal_shared_indexer(const llama_hparams & hparams, llm_arc
 }
 
 // The stream is restarted at these blocks, and later ones attend to what it was.
-static std::string refusal_checkpoint(const llama_hparams & hparams, const llama_skip_mask & out) {
+static std::string checkpoint(const llama_hparams & hparams, const llama_skip & skip) {
     const int32_t size = hparams.attn_res_block_size;
     for (int32_t il = 0; size > 0 && il < (int32_t) hparams.n_layer(); il += size) {
-        if (out[il]) {
+        if (skip.out[il]) {
             return format("later blocks attend to the residual stream that block %d keeps", il);
         }
     }
     return "";
 }
 
-std::string llama_skip_block_refusal(const llama_hparams & hparams, llm_arch arch, const llama_skip & skip) {
-    const llama_skip_mask & out = skip.out;
+static std::string glm_indexer(const llama_hparams & hparams, const llama_skip & skip) {
+    return shared_indexer(hparams, skip, false);
+}
+
+static std::string glm5_indexer(const llama_hparams & hparams, const llama_skip & skip) {
+    return shared_indexer(hparams, skip, true);
+}
+
+static std::string hy_indexer(const llama_hparams & hparams, const llama_skip & skip) {
+    return hparams.indexer_top_k > 0 ? shared_indexer(hparams, skip, false) : "";
+}
+
+static std::string first_values(const llama_hparams &, const llama_skip & skip) {
+    return skip.out[0] ? "later blocks mix the values of block 0 into their own" : "";
+}
+
+static std::string first_bias(const llama_hparams &, const llama_skip & skip) {
+    return skip.out[0] ? "later blocks use the relative position bias of block 0" : "";
+}
+
+static std::string loop_norm(const llama_hparams & hparams, const llama_skip & skip) {
+    return skip.model.loop_norm && skip.out[hparams.n_layer() / skip.model.n_loop - 1]
+               ? "the norm between the loops comes with the last block"
+               : "";
+}
+
+static bool injects_first(const llama_hparams & hparams, int32_t il) {
+    return il < (int32_t) hparams.n_deepstack_layers;
+}
+
+static bool injects_mapped(const llama_hparams & hparams, int32_t il) {
+    return il > 0 && hparams.deepstack_mapping_arr[il] >= 0;
+}
+
+static void nanbeige_loops(const llama_model & model, llama_skip_model & facts) {
+    const auto & looped = dynamic_cast<const llama_model_nanbeige &>(model);
+    facts.n_loop        = looped.n_loops;
+    facts.loop_norm     = looped.n_loops > 1 && !looped.skip_loop_final_norm;
+}
+
+static bool is_tested(llm_arch arch) {
+    const char * name = llm_arch_name(arch);
+    return std::any_of(std::begin(tested_archs), std::end(tested_archs),
+        [name](const char * tested) { return strcmp(tested, name) == 0; });
+}
+
+llama_skip_arch llama_skip_arch_of(llm_arch arch) {
+    llama_skip_arch res;
+    res.tested = is_tested(arch);
     switch (arch) {
+        case LLM_ARCH_T5:
+            res.refusal = "encoder and decoder number their blocks separately";
+            break;
+        case LLM_ARCH_HRM_TEXT:
+            res.refusal = "its stacks run in cycles whose loops do not go by the number of blocks";
+            break;
+        case LLM_ARCH_GEMMA4_ASSISTANT:
+            res.refusal         = "it is a draft head without blocks of its own to spare";
+            res.n_target_caches = 2;
+            break;
+        case LLM_ARCH_EAGLE3:
+            res.refusal = "it is a draft head without blocks of its own to spare";
+            break;
+        case LLM_ARCH_WAVTOKENIZER_DEC:
+            res.refusal = "it is not a language model";
+            break;
         case LLM_ARCH_GEMMA3N:
+            res.set_refusal = shared_cache;
+            break;
         case LLM_ARCH_GEMMA4:
-            return refusal_shared_cache(hparams, out);
+            res.set_refusal   = shared_cache;
+            res.factor_tensor = "layer_output_scale.weight";
+            break;
         case LLM_ARCH_GLM_DSA:
+            res.set_refusal = glm_indexer;
+            break;
         case LLM_ARCH_GLM5_NEXT:
-            return refusal_shared_indexer(hparams, arch, out);
+            res.set_refusal = glm5_indexer;
+            break;
         case LLM_ARCH_HY_V4:
-            return hparams.indexer_top_k > 0 ? refusal_shared_indexer(hparams, arch, out) : "";
+            res.set_refusal = hy_indexer;
+            break;
         case LLM_ARCH_KIMI_K3:
-            return refusal_checkpoint(hparams, out);
+            res.set_refusal = checkpoint;
+            break;
+        case LLM_ARCH_RWKV6:
+            res.rescale = 0.5f;
+            break;
         case LLM_ARCH_RWKV7:
         case LLM_ARCH_ARWKV7:
-            return out[0] ? "later blocks mix the values of block 0 into their own" : "";
+            res.set_refusal = first_values;
+            break;
         case LLM_ARCH_T5ENCODER:
-            return out[0] ? "later blocks use the relative position bias of block 0" : "";
+            res.set_refusal = first_bias;
+            break;
         case LLM_ARCH_NANBEIGE:
-            return skip.loop_norm && out[hparams.n_layer() / skip.n_loop - 1]
-                       ? "the norm between the loops comes with the last block"
-                       : "";
-        default:
-            return "";
-    }
-}
-
-bool llama_skip_injects(const llama_hparams & hparams, llm_arch arch, int32_t il) {
-    switch (arch) {
+            res.set_refusal = loop_norm;
+            res.loops       = nanbeige_loops;
+            break;
+        case LLM_ARCH_NEMOTRON_H:
+        case LLM_ARCH_NEMOTRON_H_MOE:
+            res.cvec_at_ffn = true;
+            break;
         case LLM_ARCH_QWEN3VL:
         case LLM_ARCH_QWEN3VLMOE:
-            return il < (int32_t) hparams.n_deepstack_layers;
-        case LLM_ARCH_GRANITE:
+            res.injects = injects_first;
+            break;
         case LLM_ARCH_GRANITE_SWA:
-            return il > 0 && hparams.deepstack_mapping_arr[il] >= 0;
-        default:
-            return false;
-    }
-}
-
-bool llama_skip_arch_plain_embd(llm_arch arch) {
-    switch (arch) {
+            res.injects = injects_mapped;
+            break;
+        case LLM_ARCH_GRANITE:
+            res.injects    = injects_mapped;
+            res.plain_embd = true;
+            break;
+        case LLM_ARCH_EXAONE4:
+        case LLM_ARCH_OLMO2:
+            res.input_name = "embd";
+            res.plain_embd = true;
+            break;
         case LLM_ARCH_APERTUS:
         case LLM_ARCH_ARCEE:
         case LLM_ARCH_BAICHUAN:
@@ -127,12 +186,10 @@ bool llama_skip_arch_plain_embd(llm_arch arch) {
         case LLM_ARCH_DOTS1:
         case LLM_ARCH_ERNIE4_5:
         case LLM_ARCH_EXAONE:
-        case LLM_ARCH_EXAONE4:
         case LLM_ARCH_FALCON:
         case LLM_ARCH_GLM4:
         case LLM_ARCH_GLM4_MOE:
         case LLM_ARCH_GPTNEOX:
-        case LLM_ARCH_GRANITE:
         case LLM_ARCH_GRANITE_MOE:
         case LLM_ARCH_HUNYUAN_MOE:
         case LLM_ARCH_INTERNLM2:
@@ -143,7 +200,6 @@ bool llama_skip_arch_plain_embd(llm_arch arch) {
         case LLM_ARCH_MISTRAL4:
         case LLM_ARCH_NEMOTRON:
         case LLM_ARCH_OLMO:
-        case LLM_ARCH_OLMO2:
         case LLM_ARCH_OLMOE:
         case LLM_ARCH_OPENAI_MOE:
         case LLM_ARCH_ORION:
@@ -160,8 +216,10 @@ bool llama_skip_arch_plain_embd(llm_arch arch) {
         case LLM_ARCH_STABLELM:
         case LLM_ARCH_STARCODER2:
         case LLM_ARCH_XVERSE:
-            return true;
+            res.plain_embd = true;
+            break;
         default:
-            return false;
+            break;
     }
+    return res;
 }

@@ -1,6 +1,5 @@
 #include "set/overrides.h"
 
-#include "plan/plan.h"
 #include "set/spec.h"
 
 #include <algorithm>

@@ -3,23 +3,14 @@
 // The metadata overrides (llama_model_params.kv_overrides) that say what to leave out. A value longer than one override
 // holds goes on in KEY.1, KEY.2, ...
 
-#include "set/skip.h"
+#include "set/names.h"
 
 #include "llama.h"
 
 #include <string>
 #include <vector>
 
-#define LLAMA_SKIP_KEY_LAYERS "skip.layers"
-#define LLAMA_SKIP_KEY_SCALE  "skip.scale"
-#define LLAMA_SKIP_KEY_PLAN   "skip.plan" // skip-plan.h, in place of layers
-
-#define LLAMA_SKIP_KEY_UNTESTED "skip.untested" // bool
-
-#define LLAMA_SKIP_KEY_DISK        "skip.disk"        // as skip.layers
-#define LLAMA_SKIP_KEY_DISK_SCALE  "skip.disk_scale"  // S or N:S,...
-#define LLAMA_SKIP_KEY_DISK_STRICT "skip.disk_strict" // bool
-#define LLAMA_SKIP_KEY_DISK_IDLE   "skip.disk_idle"   // seconds
+struct llama_skip_bypass_tensors; // bypass/bypass.h
 
 struct llama_skip_spec {
     std::string layers; // empty: not given

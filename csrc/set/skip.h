@@ -1,28 +1,53 @@
 #pragma once
 
-// What a model and a context leave out. Upstream's llama-hparams.h, llama-cparams.h, llama-memory.h and
-// llama-graph.h include this header, so it depends on the standard library only.
+// What a model and a context leave out. hooks.h includes this header into upstream's, so it depends on the standard
+// library only.
 
-#include "disk/trace.h"
 #include "set/blocks.h"
 
 #include <array>
 #include <cstdint>
-#include <map>
-#include <string>
 #include <type_traits>
-#include <vector>
 
-struct llama_skip_bypass_tensors; // skip-bypass.h
-class llama_skip_bypasses;
-struct llama_skip_kept; // skip-load.h
-struct llama_skip_set;
+struct llama_skip_bypass_tensors; // bypass/bypass.h
+
+// what a model says about its blocks, whatever is left out of it
+struct llama_skip_model {
+    std::array<float, LLAMA_SKIP_MAX_LAYERS> factor; // the stream meets it at a block even when that is left out
+
+    // a looped model: a graph has the file's blocks n_loop times, left out in all of them; with a norm between them or
+    // not
+    int32_t n_loop    = 1;
+    bool    loop_norm = false;
+
+    llama_skip_model() { factor.fill(1.0f); }
+};
+
+// of a set that a plan chose: where it is from, and whether the plan was made with other weights
+struct llama_skip_origin {
+    std::array<char, 256> text          = {};
+    bool                  other_weights = false;
+};
+
+// Disk blocks of a model: their tensors are mapped from the file and never on a device, they run on the host, and their
+// output is y = x + S*(f(x) - x).
+struct llama_skip_disk {
+    llama_skip_mask                          blocks;
+    std::array<float, LLAMA_SKIP_MAX_LAYERS> scale;       // S, 1 is the block as it is
+    uint64_t                                 n_bytes = 0; // of their tensors
+
+    bool  strict = false; // a block's pages are handed back when it has run
+    float idle   = 0.0f;  // seconds without work after which all pages are, 0: never
+
+    llama_skip_disk() { scale.fill(1.0f); }
+
+    bool any() const { return blocks.any(); }
+};
 
 // the blocks left out, and the bypass of each gap, by the index of the gap's first block
 struct llama_skip {
     llama_skip_mask                          out;
     std::array<float, LLAMA_SKIP_MAX_LAYERS> scale;       // y = scale*x, 1 is the identity
-    std::array<float, LLAMA_SKIP_MAX_LAYERS> factor;      // the stream meets it at a block even when that is left out
     uint64_t                                 n_bytes = 0; // weights that were not loaded
 
     // in place of a scale, null for none; the model or the context owns them
@@ -30,19 +55,12 @@ struct llama_skip {
 
     llama_skip_disk disk; // blocks that stay in the file; one of them that is left out does not run
 
-    // a looped model: a graph has the file's blocks n_loop times, left out in all of them; with a norm between them or not
-    int32_t n_loop    = 1;
-    bool    loop_norm = false;
-    bool    untested  = false; // an architecture that the tests do not cover is allowed
+    llama_skip_model  model;
+    llama_skip_origin origin;
 
-    // of a set that a plan chose: where it is from, and whether the plan was made with other weights
-    std::array<char, 256> origin        = {};
-    bool                  other_weights = false;
+    bool untested = false; // an architecture that the tests do not cover is allowed
 
-    llama_skip() {
-        scale.fill(1.0f);
-        factor.fill(1.0f);
-    }
+    llama_skip() { scale.fill(1.0f); }
 
     bool any() const { return out.any(); }
 
@@ -78,102 +96,5 @@ struct llama_skip {
 
 static_assert(std::is_trivially_copyable<llama_skip>::value, "llama_hparams has to stay trivially copyable");
 
-// what a graph did about the blocks left out while it was built
-struct llama_skip_trace {
-    llama_skip_mask stepped;  // left-out blocks that a block loop stepped over
-    llama_skip_mask bypassed; // gaps whose bypass was applied, by their first block
-
-    llama_skip_disk_trace disk;
-};
-
-// `n_layer - 1` in a graph: equal to the index of the last kept block, but the file's last index as a number
-struct llama_skip_last {
-    int64_t n_last;
-    int64_t il_last;
-
-    operator int64_t() const { return n_last; }
-
-    friend bool operator==(int il, const llama_skip_last & last) { return il == last.il_last; }
-
-    template <typename T>
-    friend bool operator==(const T &, const llama_skip_last &) = delete;
-    template <typename T>
-    friend bool operator!=(const T &, const llama_skip_last &) = delete;
-    template <typename T>
-    friend bool operator<(const T &, const llama_skip_last &) = delete;
-    template <typename T>
-    friend bool operator<=(const T &, const llama_skip_last &) = delete;
-    template <typename T>
-    friend bool operator>(const T &, const llama_skip_last &) = delete;
-    template <typename T>
-    friend bool operator>=(const T &, const llama_skip_last &) = delete;
-};
-
-// `n_layer` in a graph: the file's count as a number; `il < n_layer` steps a loop's index over the blocks left out
-class llama_skip_n_layer {
-public:
-    llama_skip_n_layer(int64_t n, const llama_skip & skip, llama_skip_trace & trace, ggml_context * ctx)
-        : n(n), skip(skip.any() ? &skip : nullptr), trace(&trace) {
-        trace.disk.ctx = skip.disk.any() ? ctx : nullptr;
-    }
-
-    operator int64_t() const { return n; }
-
-    friend bool operator<(int & il, const llama_skip_n_layer & bound) {
-        if (bound.skip) {
-            for (; il < bound.n && bound.skip->out[il]; ++il) {
-                bound.trace->stepped.set(il);
-            }
-        }
-        bound.trace->disk.step(il, bound.n);
-        return il < bound.n;
-    }
-
-    friend bool operator<(int && il, const llama_skip_n_layer & bound) { return il < bound.n; }
-
-    llama_skip_last operator-(int k) const;
-
-    // a spelling that upstream does not use yet has to be looked at before it compiles
-    template <typename T>
-    friend bool operator<(const T &, const llama_skip_n_layer &) = delete;
-    template <typename T>
-    friend bool operator<=(const T &, const llama_skip_n_layer &) = delete;
-    template <typename T>
-    friend bool operator>(const T &, const llama_skip_n_layer &) = delete;
-    template <typename T>
-    friend bool operator>=(const T &, const llama_skip_n_layer &) = delete;
-    template <typename T>
-    friend bool operator!=(const T &, const llama_skip_n_layer &) = delete;
-
-private:
-    int64_t            n;
-    const llama_skip * skip;
-    llama_skip_trace * trace;
-};
-
-// which tokens of a sequence were decoded while blocks were masked that the model has: those blocks hold nothing for them
-class llama_skip_history {
-public:
-    bool empty() const { return seqs.empty(); }
-
-    void clear() { seqs.clear(); }
-
-    void add(int32_t seq_id, int32_t p0, int32_t p1, const llama_skip_mask & masked);
-    void seq_rm(int32_t seq_id, int32_t p0, int32_t p1);
-    void seq_cp(int32_t seq_id_src, int32_t seq_id_dst, int32_t p0, int32_t p1);
-    void seq_keep(int32_t seq_id);
-    void seq_add(int32_t seq_id, int32_t p0, int32_t p1, int32_t shift);
-    void seq_div(int32_t seq_id, int32_t p0, int32_t p1, int32_t d);
-
-    // the union of the masks that a sequence's tokens were decoded under; seq_id < 0: of all sequences
-    llama_skip_mask masked(int32_t seq_id) const;
-
-private:
-    struct span {
-        int32_t         p0;
-        int32_t         p1; // exclusive
-        llama_skip_mask masked;
-    };
-
-    std::map<int32_t, std::vector<span>> seqs;
-};
+// whether the tensor `name` belongs to a block that is left out
+bool llama_skip_tensor(const llama_skip & skip, const std::string & name);

@@ -1,7 +1,5 @@
 #include "set/spec.h"
 
-#include "plan/plan.h"
-
 #include <algorithm>
 #include <cctype>
 #include <cmath>
@@ -45,6 +43,10 @@ static bool read_number(const std::string & s, size_t & pos, int32_t & value) {
     }
     value = (int32_t) n;
     return pos > first;
+}
+
+bool llama_skip_is_plan(const std::string & text) {
+    return text.compare(0, 5, "auto:") == 0 || text.compare(0, 1, "@") == 0;
 }
 
 llama_skip_ranges llama_skip_parse_layers(const std::string & name, const std::string & spec) {
@@ -225,12 +227,12 @@ std::string llama_skip_scale_str(const llama_skip & skip) {
     return text;
 }
 
-int32_t llama_skip_file_index(const llama_skip_mask & mask, int32_t ordinal) {
-    int32_t il = 0;
-    for (;; ++il) {
-        const bool out = il < (int32_t) mask.size() && mask[il];
-        if (!out && ordinal-- == 0) {
-            return il;
+std::string llama_skip_disk_scale_str(const llama_skip & skip) {
+    std::string text;
+    for (int32_t il = 0; il < LLAMA_SKIP_MAX_LAYERS; ++il) {
+        if (skip.disk.blocks[il] && !skip.out[il] && skip.disk.scale[il] != 1.0f) {
+            text += (text.empty() ? "" : ",") + std::to_string(il) + ":" + llama_skip_number_str(skip.disk.scale[il]);
         }
     }
+    return text;
 }

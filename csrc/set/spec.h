@@ -22,6 +22,9 @@ using llama_skip_ranges = std::vector<llama_skip_range>;
 // the gap at `first` is -1 for "every gap"
 using llama_skip_scales = std::vector<std::pair<int32_t, float>>;
 
+// whether a text is a plan (plan/plan.h) and no set
+bool llama_skip_is_plan(const std::string & text);
+
 llama_skip_ranges llama_skip_parse_layers(const std::string & name, const std::string & spec);
 llama_skip_scales llama_skip_parse_scale(
     const std::string & name, const std::string & spec, const char * each = "gap", const char * one = "gap at block");
@@ -41,11 +44,8 @@ std::string llama_skip_layers_str(const llama_skip_mask & mask);
 // "13:0.5,25:1.1", only gaps whose scale is not 1; empty when there is none
 std::string llama_skip_scale_str(const llama_skip & skip);
 
-// What a saved state has to agree with, empty when nothing is left out: upstream's states then stay as they are.
-std::string llama_skip_make_tag(const llama_skip & loaded, const llama_skip & skip);
+// "2:0.5,4:0.25" for the disk blocks that run and whose S is not 1
+std::string llama_skip_disk_scale_str(const llama_skip & skip);
 
 // the shortest of 6 and 9 digits that is read back as the same float, in the C locale
 std::string llama_skip_number_str(float value);
-
-// file index of the kept block number `ordinal`, counted without an upper end
-int32_t llama_skip_file_index(const llama_skip_mask & mask, int32_t ordinal);

@@ -1,19 +1,14 @@
 #pragma once
 
-#include "graph/streams.h"
+#include "bindings/context/params.h"
 #include "bindings/model/model.h"
-
-#include <pybind11/numpy.h>
+#include "graph/streams.h"
 
 #include <exception>
 #include <mutex>
+#include <vector>
 
-struct py_context_params {
-    llama_context_params raw = llama_context_default_params();
-
-    bool hidden_states = false;
-};
-
+// A context and its batches; what Python sees of it is registered elsewhere.
 class py_context {
 public:
     py_context(std::shared_ptr<py_model> model, const py_context_params & params);
@@ -44,7 +39,7 @@ public:
 
     std::shared_ptr<py_model> model;
     llama_context *           raw = nullptr;
-    hidden_states             states;
+    llama_skip_streams        states;
     bool                      has_states = false; // whether `states` sees the graphs
 
 private:
@@ -58,17 +53,3 @@ private:
     std::exception_ptr interrupt;
     int64_t            t_signals_us = 0; // when signals were last looked at
 };
-
-// the methods about what the context remembers, in context-memory.cpp
-void register_context_memory(py::class_<py_context> & c);
-
-// further methods, each in a file of its own
-void register_context_states(py::class_<py_context> & c);
-void register_lora(py::module_ & m, py::class_<py_context> & c);
-
-// tokens given by Python; throws std::invalid_argument
-using tokens_array = py::array_t<int64_t, py::array::c_style>;
-std::vector<llama_token> check_tokens(const py_context & ctx, const tokens_array & tokens);
-
-// [n_tokens - first, n_vocab]; throws std::invalid_argument where `first` is not within 0 to n_tokens
-py::array_t<float> logits_rows(const py_context & ctx, size_t n_tokens, int32_t first);

@@ -1,4 +1,4 @@
-#include "bindings/context/decoder.h"
+#include "bindings/context/lora.h"
 
 struct py_lora {
     py_lora(std::shared_ptr<py_model> model_, const std::string & path) : model(std::move(model_)) {

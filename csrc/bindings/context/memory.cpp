@@ -1,7 +1,4 @@
-// What a context remembers: tokens per sequence, states, and bytes per device.
-
-#include "bindings/log-scope.h"
-#include "bindings/context/decoder.h"
+#include "bindings/context/memory.h"
 
 #include "../src/llama-ext.h"
 
@@ -12,11 +9,6 @@
 static bool memory_seq_rm(py_context & ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     const auto lock = ctx.enter();
     return llama_memory_seq_rm(ctx.memory(), seq_id, p0, p1);
-}
-
-static void memory_seq_cp(py_context & ctx, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1) {
-    const auto lock = ctx.enter();
-    llama_memory_seq_cp(ctx.memory(), src, dst, p0, p1);
 }
 
 static llama_pos memory_seq_pos_max(py_context & ctx, llama_seq_id seq_id) {
@@ -88,24 +80,11 @@ static void set_state(py_context & ctx, const py::bytes & state) {
     put_state(ctx, state, [&](const uint8_t * p, size_t n) { return llama_state_set_data(ctx.raw, p, n); });
 }
 
-static py::bytes seq_state(py_context & ctx, llama_seq_id seq_id) {
-    return get_state(
-        ctx, [&]() { return llama_state_seq_get_size(ctx.raw, seq_id); },
-        [&](uint8_t * p, size_t n) { return llama_state_seq_get_data(ctx.raw, p, n, seq_id); });
-}
-
-static void set_seq_state(py_context & ctx, const py::bytes & state, llama_seq_id seq_id) {
-    put_state(ctx, state, [&](const uint8_t * p, size_t n) { return llama_state_seq_set_data(ctx.raw, p, n, seq_id); });
-}
-
 void register_context_memory(py::class_<py_context> & c) {
     c.def("memory_seq_rm", memory_seq_rm, py::arg("seq_id"), py::arg("p0"), py::arg("p1"))
-        .def("memory_seq_cp", memory_seq_cp, py::arg("src"), py::arg("dst"), py::arg("p0"), py::arg("p1"))
         .def("memory_seq_pos_max", memory_seq_pos_max, py::arg("seq_id"))
         .def("memory_clear", memory_clear)
         .def("memory_breakdown", memory_breakdown)
         .def("state", state)
-        .def("set_state", set_state, py::arg("state"))
-        .def("seq_state", seq_state, py::arg("seq_id"))
-        .def("set_seq_state", set_seq_state, py::arg("state"), py::arg("seq_id"));
+        .def("set_state", set_state, py::arg("state"));
 }

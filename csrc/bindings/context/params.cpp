@@ -1,4 +1,4 @@
-#include "bindings/context/decoder.h"
+#include "bindings/context/params.h"
 
 static ggml_type check_type(const char * name, int type) {
     // types that llama.cpp no longer has kept their numbers, with blocks of size 0

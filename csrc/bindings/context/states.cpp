@@ -1,14 +1,13 @@
-// What a context gives beside logits: hidden states of its blocks, and embeddings of texts.
+#include "bindings/context/states.h"
 
-#include "bindings/context/decoder.h"
-
+#include "bindings/context/arrays.h"
 #include "llama-skip.h"
 
 #include <pybind11/stl.h>
 
 #include <algorithm>
 
-static py::array_t<float> stack(const hidden_states::rows & rows, py::ssize_t n_tokens, py::ssize_t n_embd) {
+static py::array_t<float> stack(const llama_skip_streams::rows & rows, py::ssize_t n_tokens, py::ssize_t n_embd) {
     py::array_t<float> res({ (py::ssize_t) rows.size(), n_tokens, n_embd });
     float *            dst = res.mutable_data();
     for (const auto & values : rows) {
@@ -29,8 +28,8 @@ static std::vector<int32_t> kept_blocks(const py_context & ctx) {
 
 // Decodes tokens and collects the stream meanwhile; logits and outputs may be null. Without the GIL.
 static void collect(py_context & ctx, const std::vector<llama_token> & tokens, llama_pos pos, llama_seq_id seq_id,
-    int32_t first, float * logits, const std::vector<int32_t> & kept, hidden_states::rows & inputs,
-    hidden_states::rows * outputs) {
+    int32_t first, float * logits, const std::vector<int32_t> & kept, llama_skip_streams::rows & inputs,
+    llama_skip_streams::rows * outputs) {
     ctx.states.begin(kept, ctx.model->arch());
     try {
         ctx.decode(tokens, pos, seq_id, first, logits);
@@ -53,8 +52,8 @@ static py::tuple hidden(py_context & ctx, const tokens_array & tokens, llama_pos
     const auto lock    = ctx.enter();
     const auto kept    = kept_blocks(ctx);
 
-    hidden_states::rows inputs;
-    hidden_states::rows outputs;
+    llama_skip_streams::rows inputs;
+    llama_skip_streams::rows outputs;
     {
         py::gil_scoped_release nogil;
         collect(ctx, checked, pos, seq_id, 0, nullptr, kept, inputs, &outputs);
@@ -71,7 +70,7 @@ static py::tuple trace(
     const auto lock    = ctx.enter();
     const auto kept    = kept_blocks(ctx);
 
-    hidden_states::rows inputs;
+    llama_skip_streams::rows inputs;
     {
         py::gil_scoped_release nogil;
         collect(ctx, checked, pos, seq_id, first, data, kept, inputs, nullptr);

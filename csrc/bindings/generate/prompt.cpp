@@ -1,7 +1,8 @@
 // Chat templates, tool calls and JSON schemas: common/chat.h, with OpenAI's JSON as text on both sides.
 
-#include "json-schema-to-grammar.h"
 #include "bindings/generate/prompt.h"
+
+#include "json-schema-to-grammar.h"
 
 #include <pybind11/stl.h>
 

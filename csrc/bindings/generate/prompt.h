@@ -13,3 +13,6 @@ struct py_chat_prompt {
 
     std::vector<llama_token> preserved; // control tokens that are part of the answer's text
 };
+
+// chat templates, tool calls and JSON schemas
+void register_chat(py::module_ & m);

@@ -1,5 +1,6 @@
-#include "bindings/generate/prompt.h"
 #include "bindings/generate/sampler-params.h"
+
+#include "bindings/generate/prompt.h"
 
 #include <pybind11/stl.h>
 
@@ -74,7 +75,6 @@ void register_sampler_params(py::module_ & m) {
     py::class_<P>(m, "SamplerParams")
         .def(py::init<>())
         .RAW_FIELD(P, uint32_t, seed)
-        .RAW_FIELD(P, int32_t, n_prev)
         .RAW_FIELD(P, int32_t, min_keep)
         .RAW_FIELD(P, int32_t, top_k)
         .RAW_FIELD(P, float, top_p)
@@ -88,7 +88,6 @@ void register_sampler_params(py::module_ & m) {
         .RAW_FIELD(P, int32_t, mirostat)
         .RAW_FIELD(P, float, mirostat_tau)
         .RAW_FIELD(P, float, mirostat_eta)
-        .RAW_FIELD(P, bool, no_perf)
         .def_property("samplers", samplers, set_samplers)
         .def_property("logit_bias", logit_bias, set_logit_bias)
         .def("set_chat", set_chat, py::arg("model"), py::arg("prompt"))

@@ -1,7 +1,9 @@
-#include "bindings/log-scope.h"
+#include "bindings/generate/sampler.h"
+
 #include "bindings/context/decoder.h"
 #include "bindings/generate/sampler-params.h"
 
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -56,10 +58,6 @@ public:
         common_sampler_accept(raw.get(), token, is_generated);
     }
 
-    void reset() { common_sampler_reset(raw.get()); }
-
-    uint32_t seed() const { return common_sampler_get_seed(raw.get()); }
-
 private:
     std::shared_ptr<py_model> model;
     common_sampler_ptr        raw;
@@ -71,7 +69,5 @@ void register_sampler(py::module_ & m) {
     py::class_<S>(m, "Sampler")
         .def(py::init<std::shared_ptr<py_model>, const py_sampler_params &>(), py::arg("model"), py::arg("params"))
         .def("sample", &S::sample, py::arg("context"), py::arg("idx"), py::arg("logits") = py::none())
-        .def("accept", &S::accept, py::arg("token"), py::arg("is_generated"))
-        .def("reset", &S::reset)
-        .def_property_readonly("seed", &S::seed);
+        .def("accept", &S::accept, py::arg("token"), py::arg("is_generated"));
 }

@@ -1,5 +1,6 @@
-#include "bindings/model/model.h"
+#include "bindings/model/identity.h"
 
+#include "bindings/model/model.h"
 #include "plan/identity.h"
 
 // a GGUF string is UTF-8 by its specification, not always in fact

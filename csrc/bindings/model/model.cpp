@@ -1,13 +1,14 @@
-#include "bindings/devices.h"
-#include "bindings/log-scope.h"
 #include "bindings/model/model.h"
 
-#include "common.h"
+#include "bindings/devices.h"
+
 #include "llama-skip.h"
 #include "set/overrides.h"
 
-#include <pybind11/stl.h>
+#include "common.h"
 
+#include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <exception>
 #include <filesystem>
@@ -199,9 +200,7 @@ void py_model::check_process() const {
     }
 }
 
-// calls one of the llama_model_*(.., buf, size) functions
-template <typename F>
-static std::string read_text(F && f) {
+std::string read_text(const std::function<int32_t(char *, size_t)> & f) {
     std::string res(256, '\0');
     int32_t     n = f(res.data(), res.size());
     if (n >= (int32_t) res.size()) {
@@ -217,72 +216,15 @@ std::string py_model::arch() const {
         [&](char * buf, size_t n) { return llama_model_meta_val_str(raw, "general.architecture", buf, n); });
 }
 
-static py::dict metadata(const py_model & model) {
-    py::dict res;
-    for (int32_t i = 0; i < llama_model_meta_count(model.raw); ++i) {
-        const std::string key =
-            read_text([&](char * buf, size_t n) { return llama_model_meta_key_by_index(model.raw, i, buf, n); });
-        const std::string value =
-            read_text([&](char * buf, size_t n) { return llama_model_meta_val_str_by_index(model.raw, i, buf, n); });
-        // a GGUF string is UTF-8 by its specification, not always in fact
-        res[py::bytes(key).attr("decode")("utf-8", "replace")] = py::bytes(value).attr("decode")("utf-8", "replace");
+void py_model::check_token(int64_t token) const {
+    const int32_t n_vocab = llama_vocab_n_tokens(vocab());
+    if (token < 0 || token >= n_vocab) {
+        throw std::invalid_argument(
+            "token " + std::to_string(token) + " is out of range, the vocabulary has 0-" + std::to_string(n_vocab - 1));
     }
-    return res;
 }
 
-static std::vector<int32_t> skip_layers(const py_model & model) {
-    std::vector<int32_t> res;
-    for (int32_t il = 0; il < llama_model_n_layer(model.raw); ++il) {
-        if (llama_model_is_skipped(model.raw, il)) {
-            res.push_back(il);
-        }
-    }
-    return res;
-}
-
-static std::vector<int32_t> disk_layers(const py_model & model) {
-    std::vector<int32_t> res;
-    for (int32_t il = 0; il < llama_model_n_layer(model.raw); ++il) {
-        if (llama_model_is_on_disk(model.raw, il)) {
-            res.push_back(il);
-        }
-    }
-    return res;
-}
-
-// bytes that are mapped, and those of them in memory
-static std::pair<uint64_t, uint64_t> disk_memory(const py_model & model) {
-    return { llama_skip_disk_mapped(model.raw), llama_skip_disk_resident(model.raw) };
-}
-
-static void standby(const py_model & model) {
-    model.check_process();
-    const py::gil_scoped_release release;
-    llama_skip_standby(model.raw);
-}
-
-void register_model(py::module_ & m) {
-    using M = py_model;
-
-    py::class_<M, std::shared_ptr<M>> cls(m, "Model");
-    cls.def(py::init<const std::string &, const py_model_params &>(), py::arg("path"), py::arg("params"))
-        .def_property_readonly("n_layer", [](const M & s) { return llama_model_n_layer(s.raw); })
-        .def_property_readonly("n_vocab", [](const M & s) { return llama_vocab_n_tokens(s.vocab()); })
-        .def_property_readonly("n_embd", [](const M & s) { return llama_model_n_embd(s.raw); })
-        .def_property_readonly("n_ctx_train", [](const M & s) { return llama_model_n_ctx_train(s.raw); })
-        .def_property_readonly("n_params", [](const M & s) { return llama_model_n_params(s.raw); })
-        .def_property_readonly("size", [](const M & s) { return llama_model_size(s.raw); })
-        .def_property_readonly("desc",
-            [](const M & s) { return read_text([&](char * b, size_t n) { return llama_model_desc(s.raw, b, n); }); })
-        .def("check_process", &M::check_process)
-        .def_property_readonly("metadata", metadata)
-        .def_property_readonly("skip_layers", skip_layers)
-        .def_property_readonly("skip_scale", [](const M & s) { return std::string(llama_model_skip_scale(s.raw)); })
-        .def_property_readonly("skip_bypass", [](const M & s) { return std::string(llama_model_skip_bypass(s.raw)); })
-        .def_property_readonly("disk_layers", disk_layers)
-        .def_property_readonly("disk_scale", [](const M & s) { return std::string(llama_model_disk_scale(s.raw)); })
-        .def_property_readonly("disk_memory", disk_memory)
-        .def("standby", standby)
-        .def_property_readonly("skipped_size", [](const M & s) { return llama_model_skipped_size(s.raw); });
-    register_vocab(cls);
+llama_token py_model::single_token(const std::string & text) const {
+    const auto tokens = common_tokenize(vocab(), text, false, true);
+    return tokens.size() == 1 ? tokens[0] : LLAMA_TOKEN_NULL;
 }

@@ -1,29 +1,12 @@
 #pragma once
 
-#include "bindings/log-scope.h"
+#include "bindings/errors.h"
+#include "bindings/model/params.h"
 
-#include "llama.h"
-
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
-
-struct py_model_params {
-    llama_model_params raw = llama_model_default_params();
-
-    bool                     default_devices = true;
-    std::vector<std::string> devices;
-    std::vector<std::string> rpc_servers;
-    std::vector<float>       tensor_split;
-    std::string              skip_layers; // empty: not given
-    std::string              skip_scale;
-    std::string              disk_layers;
-    std::string              disk_scale;
-    py::object               progress = py::none();
-    py_log                   log;
-
-    std::vector<llama_model_kv_override> overrides; // without the terminating one
-};
 
 class py_model {
 public:
@@ -54,8 +37,8 @@ public:
     const int64_t pid;         // of the process that loaded it
 };
 
+// the text that one of the functions llama_model_*(..., buf, size) gives
+std::string read_text(const std::function<int32_t(char *, size_t)> & f);
+
 // throws FileNotFoundError
 void check_exists(const std::string & path);
-
-// the methods about tokens, in vocab.cpp
-void register_vocab(py::class_<py_model, std::shared_ptr<py_model>> & c);

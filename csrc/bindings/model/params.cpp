@@ -1,4 +1,4 @@
-#include "bindings/model/model.h"
+#include "bindings/model/params.h"
 
 #include "set/overrides.h"
 

@@ -1,21 +1,8 @@
-#include "bindings/model/model.h"
+#include "bindings/model/vocab.h"
 
 #include "common.h"
 
 #include <pybind11/stl.h>
-
-void py_model::check_token(int64_t token) const {
-    const int32_t n_vocab = llama_vocab_n_tokens(vocab());
-    if (token < 0 || token >= n_vocab) {
-        throw std::invalid_argument(
-            "token " + std::to_string(token) + " is out of range, the vocabulary has 0-" + std::to_string(n_vocab - 1));
-    }
-}
-
-llama_token py_model::single_token(const std::string & text) const {
-    const auto tokens = common_tokenize(vocab(), text, false, true);
-    return tokens.size() == 1 ? tokens[0] : LLAMA_TOKEN_NULL;
-}
 
 static std::vector<llama_token> tokenize(const py_model & model, const std::string & text, bool special, bool parse) {
     py::gil_scoped_release nogil;
@@ -37,7 +24,6 @@ void register_vocab(py::class_<py_model, std::shared_ptr<py_model>> & c) {
     c.def_property_readonly("bos", [](const M & s) { return llama_vocab_bos(s.vocab()); })
         .def_property_readonly("eos", [](const M & s) { return llama_vocab_eos(s.vocab()); })
         .def_property_readonly("nl", [](const M & s) { return llama_vocab_nl(s.vocab()); })
-        .def_property_readonly("sep", [](const M & s) { return llama_vocab_sep(s.vocab()); })
         .def_property_readonly("fim",
             [](const M & s) {
                 return py::make_tuple(
