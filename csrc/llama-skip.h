@@ -17,9 +17,9 @@ LLAMA_API const char * llama_skip_upstream(void);
 // the reason of the last function of this header that failed in this thread
 LLAMA_API const char * llama_skip_error(void);
 
-// Checks a set or plan and its scales against a model's hyperparameters: no tensor is loaded. Both may be null or empty;
-// the names stand at the start of a message. Returns false and sets llama_skip_error() when they are refused; a file that
-// cannot be read is not, loading it gives the reason.
+// Checks a set or plan and its scales against a model's hyperparameters: no tensor is loaded. Both may be null or
+// empty; the names stand at the start of a message. Returns false and sets llama_skip_error() when they are refused; a
+// file that cannot be read is not, loading it gives the reason.
 LLAMA_API bool llama_skip_check(const char * path_model, const char * layers, const char * scale,
     const char * name_layers, const char * name_scale);
 
@@ -41,8 +41,9 @@ LLAMA_API bool     llama_model_is_skipped(const struct llama_model * model, int3
 LLAMA_API int32_t  llama_model_n_skipped(const struct llama_model * model);
 LLAMA_API uint64_t llama_model_skipped_size(const struct llama_model * model); // bytes of weights not loaded
 
-// The set, and its scales that are not 1, in the form of the flags, what its bypasses with tensors are ("linear (rank 64) at
-// 13, 0.42 MiB"), and the line that loading logs about them; each valid until the thread's next call of any of them.
+// The set, and its scales that are not 1, in the form of the flags, what its bypasses with tensors are ("linear (rank
+// 64) at 13, 0.42 MiB"), and the line that loading logs about them; each valid until the thread's next call of any of
+// them.
 LLAMA_API const char * llama_model_skip_layers(const struct llama_model * model);
 LLAMA_API const char * llama_model_skip_scale(const struct llama_model * model);
 LLAMA_API const char * llama_model_skip_bypass(const struct llama_model * model);
@@ -52,16 +53,17 @@ LLAMA_API const char * llama_model_skip_summary(const struct llama_model * model
 LLAMA_API int32_t llama_skip_layer_index(
     const char * path_model, const struct llama_model_kv_override * overrides, int32_t ordinal);
 
-// The run-time mask of a context: leaves out the blocks `layers` names in addition to the model's set ("none" or null: only
-// those), from the next llama_decode() on. A gap that the mask changes is the identity, any other keeps its scale or bypass;
-// `scale`, which may be null, replaces what stands in the gaps that it names. A plan ("auto:...", "@NAME", "@PATH") brings
-// its own scales and bypasses, whose tensors the context holds until the next mask; it is looked up in the file that the
-// model was loaded from. Returns false, sets llama_skip_error() and keeps the old mask when the set, the plan or the architecture
-// does not allow it. llama_decode() fails with -1 while a block would run over tokens that were decoded without it.
+// The run-time mask of a context: leaves out the blocks `layers` names in addition to the model's set ("none" or null:
+// only those), from the next llama_decode() on. A gap that the mask changes is the identity, any other keeps its scale
+// or bypass; `scale`, which may be null, replaces what stands in the gaps that it names. A plan ("auto:...", "@NAME",
+// "@PATH") brings its own scales and bypasses, whose tensors the context holds until the next mask; it is looked up in
+// the file that the model was loaded from. Returns false, sets llama_skip_error() and keeps the old mask when the set,
+// the plan or the architecture does not allow it. llama_decode() fails with -1 while a block would run over tokens that
+// were decoded without it.
 LLAMA_API bool llama_skip_set_mask(struct llama_context * ctx, const char * layers, const char * scale);
 
-// What a context leaves out, and what stands in its gaps, as one line: where it differs, so may what is computed, and saved
-// states are refused. Empty when nothing is left out; valid as those above.
+// What a context leaves out, and what stands in its gaps, as one line: where it differs, so may what is computed, and
+// saved states are refused. Empty when nothing is left out; valid as those above.
 LLAMA_API const char * llama_skip_state_tag(const struct llama_context * ctx);
 LLAMA_API bool         llama_skip_is_masked(const struct llama_context * ctx, int32_t il);
 
@@ -73,15 +75,16 @@ LLAMA_API int32_t llama_model_n_on_disk(const struct llama_model * model);
 LLAMA_API const char * llama_model_disk_layers(const struct llama_model * model);
 LLAMA_API const char * llama_model_disk_scale(const struct llama_model * model);
 
-// Hands the mapped pages of disk blocks back to the system, those in the page cache too where nothing else maps them. May be
-// called at any time; the next llama_decode() reads them again.
+// Hands the mapped pages of disk blocks back to the system, those in the page cache too where nothing else maps them.
+// May be called at any time; the next llama_decode() reads them again.
 LLAMA_API void llama_skip_standby(const struct llama_model * model);
 
 // bytes of disk blocks that are mapped, and those of them in this process's memory (0 where the system does not tell)
 LLAMA_API uint64_t llama_skip_disk_mapped(const struct llama_model * model);
 LLAMA_API uint64_t llama_skip_disk_resident(const struct llama_model * model);
 
-// Of a model with disk blocks: where the nodes of block il ran in the last graph of the context. False when that is not known.
+// Of a model with disk blocks: where the nodes of block il ran in the last graph of the context. False when that is not
+// known.
 LLAMA_API bool llama_skip_disk_nodes(
     const struct llama_context * ctx, int32_t il, int32_t * n_host, int32_t * n_device);
 

@@ -1,4 +1,4 @@
-#include "devices.h"
+#include "bindings/devices.h"
 
 #include "llama.h"
 

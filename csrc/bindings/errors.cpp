@@ -1,4 +1,4 @@
-#include "bindings.h"
+#include "bindings/errors.h"
 
 void register_errors(py::module_ &) {
     py::register_local_exception_translator([](std::exception_ptr p) {

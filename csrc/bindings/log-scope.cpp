@@ -1,4 +1,4 @@
-#include "log-scope.h"
+#include "bindings/log-scope.h"
 
 #include "llama.h"
 

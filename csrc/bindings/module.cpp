@@ -1,4 +1,13 @@
-#include "bindings.h"
+#include "bindings/context/methods.h"
+#include "bindings/context/params.h"
+#include "bindings/errors.h"
+#include "bindings/generate/prompt.h"
+#include "bindings/generate/sampler-params.h"
+#include "bindings/generate/sampler.h"
+#include "bindings/model/identity.h"
+#include "bindings/model/methods.h"
+#include "bindings/model/params.h"
+#include "bindings/system.h"
 
 #include "log.h"
 

@@ -1,6 +1,7 @@
-#include "bindings.h"
-#include "devices.h"
-#include "log-scope.h"
+#include "bindings/system.h"
+
+#include "bindings/devices.h"
+#include "bindings/log-scope.h"
 
 #include "llama.h"
 #include "llama-skip.h"

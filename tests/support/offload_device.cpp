@@ -1,5 +1,5 @@
-// A device of GPU type that computes on the CPU and, unlike the one of ggml-rpc, asks for the operations of large batches
-// whose weights are in host memory (op_offload). It remembers which blocks' tensors its operations read.
+// A device of GPU type that computes on the CPU and, unlike the one of ggml-rpc, asks for the operations of large
+// batches whose weights are in host memory (op_offload). It remembers which blocks' tensors its operations read.
 
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"

@@ -80,7 +80,7 @@ def test_no_test_imports_another_and_no_benchmark_a_test() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("folder", ["python/llama_skip", "tests", "docs", "benchmarks", "examples"])
+@pytest.mark.parametrize("folder", ["python/llama_skip", "tests", "csrc", "docs", "benchmarks", "examples"])
 def test_folders_are_small(folder: str) -> None:
     command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", folder]
     found = subprocess.run(command, capture_output=True, text=True)

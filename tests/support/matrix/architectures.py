@@ -2,7 +2,7 @@
 computes.
 
 `PYTHONPATH=tests python -m support.matrix.architectures --write` runs all sets and writes
-docs/architectures.md and csrc/skip-arch-tested.h.
+docs/architectures.md and csrc/set/arch-tested.h.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from support.matrix.arch_run import outcomes
 from support.stock_build import ROOT
 
 DOCS = ROOT / "docs" / "architectures.md"
-TESTED = ROOT / "csrc" / "skip-arch-tested.h"
+TESTED = ROOT / "csrc" / "set" / "arch-tested.h"
 MODELS = sorted(
     {*RECIPES, *GENERATED, *DEEPER, *(f"{n}-nextn" for n in NEXTN)} - MALFORMED.keys() - {"*", "dflash"}
 )
@@ -196,7 +196,7 @@ def header_of(names: set[str]) -> str:
         break_on_hyphens=False,
     )
     return (
-        "#pragma once\n\n// The architectures that tests/matrix/test_architectures.py compares; "
+        "#pragma once\n\n// The architectures that the tests compare; "
         "tests/support/matrix/architectures.py --write writes them here.\n// clang-format off\n"
         f"static const char * const tested_archs[] = {{\n{quoted}\n}};\n"
     )

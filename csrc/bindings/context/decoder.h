@@ -1,0 +1,55 @@
+#pragma once
+
+#include "bindings/context/params.h"
+#include "bindings/model/model.h"
+#include "graph/streams.h"
+
+#include <exception>
+#include <mutex>
+#include <vector>
+
+// A context and its batches; what Python sees of it is registered elsewhere.
+class py_context {
+public:
+    py_context(std::shared_ptr<py_model> model, const py_context_params & params);
+    ~py_context();
+
+    py_context(const py_context &)             = delete;
+    py_context & operator=(const py_context &) = delete;
+
+    // Call with the GIL held, before it is released; throws std::runtime_error if another thread is inside.
+    std::unique_lock<std::mutex> enter();
+
+    // Decodes tokens of a sequence from position pos on, n_batch at a time; those from `first` on are outputs, whose
+    // logits go to `rows` ([n - first, n_vocab]) if it is not null. When it throws, nothing from pos on is left.
+    void decode(
+        const std::vector<llama_token> & tokens, llama_pos pos, llama_seq_id seq_id, int32_t first, float * rows);
+
+    // The same for `n` rows of the residual stream, [n, n_embd], as what enters the first block that runs.
+    void decode_stream(
+        const float * stream, int32_t n, llama_pos pos, llama_seq_id seq_id, int32_t first, float * rows);
+
+    llama_memory_t memory() const { return llama_get_memory(raw); }
+
+    // Decodes sequences at once, each from position 0 of its own, with all tokens as outputs.
+    void decode_sequences(const std::vector<std::vector<llama_token>> & sequences);
+
+    // whether to give up a computation: Ctrl-C is seen on the main thread, while a batch is computed
+    bool should_abort();
+
+    std::shared_ptr<py_model> model;
+    llama_context *           raw = nullptr;
+    llama_skip_streams        states;
+    bool                      has_states = false; // whether `states` sees the graphs
+
+private:
+    void add_token(llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output);
+    void decode_batch(const llama_batch & batch);
+    void decode_all(const llama_token * tokens, const float * stream, int32_t n, llama_pos pos, llama_seq_id seq_id,
+        int32_t first, float * rows);
+
+    std::mutex         mutex;
+    llama_batch        batch = {};
+    std::exception_ptr interrupt;
+    int64_t            t_signals_us = 0; // when signals were last looked at
+};

@@ -1,0 +1,5 @@
+#pragma once
+
+#include "bindings/bindings.h"
+
+void register_sampler(py::module_ & m);

@@ -1,0 +1,5 @@
+#pragma once
+
+#include "bindings/bindings.h"
+
+void register_identity(py::module_ & m);

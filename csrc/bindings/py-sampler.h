@@ -1,9 +1,0 @@
-#pragma once
-
-#include "bindings.h"
-
-#include "sampling.h"
-
-struct py_sampler_params {
-    common_params_sampling raw;
-};

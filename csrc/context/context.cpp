@@ -1,0 +1,87 @@
+// The run-time mask of a context; the patch declares these members of llama_context.
+
+#include "graph/cvec.h"
+#include "load/resolve.h"
+#include "set/spec.h"
+
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-memory.h"
+#include "llama-model.h"
+
+#include <stdexcept>
+
+bool llama_context::skip_can_cvec(int32_t il_start, int32_t il_end) const {
+    const std::string reason = llama_skip_cvec_refusal(model, cparams.skip, llama_skip_cvec_layers(il_start, il_end));
+    if (!reason.empty()) {
+        LLAMA_LOG_ERROR("skip: %s\n", reason.c_str());
+    }
+    return reason.empty();
+}
+
+void llama_context::skip_set(const llama_skip_set & set) {
+    const llama_skip & skip = set.skip;
+    if (skip == cparams.skip) {
+        return;
+    }
+    llama_skip_mask directions;
+    for (int32_t il = 0; il < (int32_t) model.hparams.n_layer(); ++il) {
+        directions.set(il, cvec->tensor_for(il) != nullptr);
+    }
+    const std::string reason = llama_skip_cvec_refusal(model, skip, directions);
+    if (!reason.empty()) {
+        throw std::invalid_argument("mask: " + reason);
+    }
+    synchronize();
+
+    const llama_skip prev = cparams.skip;
+    cparams.skip          = skip;
+    try {
+        if (sched && !model.hparams.no_alloc) {
+            sched_reserve();
+            const auto mctx = memory ? memory->init_full() : nullptr;
+            graph_reserve(cparams.n_seq_max, cparams.n_seq_max, cparams.n_seq_max, mctx.get(), /*split_only =*/true);
+        }
+    } catch (...) {
+        cparams.skip       = prev;
+        sched_need_reserve = true;
+        throw;
+    }
+    skip_bypasses = set.bypasses; // no graph refers to the old ones any more
+}
+
+bool llama_context::skip_can_decode(const llama_batch_ext & batch) const {
+    if (!skip_disk_unchanged()) { // now, while the memory holds nothing of the batch
+        return false;
+    }
+    if (memory->skip.empty()) {
+        return true;
+    }
+    const llama_skip_mask & out = cparams.skip.out;
+
+    for (const auto & token : batch.tokens) {
+        for (const auto seq_id : token.seq_ids) {
+            const llama_skip_mask missing = memory->skip.masked(seq_id) & ~out;
+            if (missing.any()) {
+                LLAMA_LOG_ERROR("skip: sequence %d holds tokens that were decoded while blocks %s were masked: those "
+                                "blocks have no data for them; remove these tokens or mask the blocks again\n",
+                    seq_id, llama_skip_layers_str(missing).c_str());
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+void llama_context::skip_decoded(const llama_ubatch & ubatch) {
+    const llama_skip_mask masked = cparams.skip.out & ~model.hparams.skip.out;
+    if (masked.none()) {
+        return;
+    }
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        for (int32_t s = 0; s < ubatch.n_seq_id[i]; ++s) {
+            memory->skip.add(ubatch.seq_id[i][s], ubatch.pos[i], ubatch.pos[i] + 1, masked);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+#pragma once
+
+#include <string>
+
+struct llama_skip;
+
+// What a saved state has to agree with, empty when nothing is left out: upstream's states then stay as they are.
+std::string llama_skip_make_tag(const llama_skip & loaded, const llama_skip & skip);

@@ -1,0 +1,44 @@
+#include "load/model.h"
+
+#include "set/arch.h"
+
+#include "llama-impl.h"
+#include "llama-model-loader.h"
+#include "llama-model.h"
+
+#include <cstring>
+
+// the value of a tensor with one element, 1 where the file has none
+static float read_factor(llama_model_loader & ml, const std::string & name) {
+    float        value = 1.0f;
+    const auto * w     = ml.get_weight(name.c_str());
+    if (w == nullptr || ml.files.empty() || ggml_nelements(w->tensor) != 1) {
+        return value; // upstream refuses more than one
+    }
+    std::vector<uint8_t> data(ggml_nbytes(w->tensor));
+    ml.files.at(w->idx)->seek(w->offs, SEEK_SET);
+    ml.files.at(w->idx)->read_raw(data.data(), data.size());
+    if (w->tensor->type == GGML_TYPE_F32) {
+        memcpy(&value, data.data(), sizeof(value));
+    } else if (const auto to_float = ggml_get_type_traits(w->tensor->type)->to_float) {
+        to_float(data.data(), &value, 1);
+    }
+    return value;
+}
+
+void llama_skip_read_model(llama_model_loader & ml, llama_model & model) {
+    auto &     hparams = model.hparams;
+    auto &     facts   = hparams.skip.model;
+    const auto arch    = llama_skip_arch_of(model.arch);
+    for (int32_t il = 0; il < (int32_t) hparams.n_layer(); ++il) {
+        const int32_t every = hparams.rescale_every_n_layers;
+        if (arch.factor_tensor != nullptr) {
+            facts.factor[il] = read_factor(ml, format("blk.%d.%s", il, arch.factor_tensor));
+        } else if (every > 0 && (il + 1) % every == 0) {
+            facts.factor[il] = arch.rescale;
+        }
+    }
+    if (arch.loops != nullptr) {
+        arch.loops(model, facts);
+    }
+}
