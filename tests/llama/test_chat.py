@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.shared.ids import stable
 
 MESSAGES = [{"role": "user", "content": "Name a town."}]
 DEFAULT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -408,7 +409,7 @@ def test_thoughts(make: Any, stream: bool) -> None:
         ({"temperature": 0.1, "mirostat_mode": 3}, ValueError, "mirostat_mode"),
         ({"tfs_z": 1.0}, TypeError, "tfs_z is not supported, use instead: .*min_p"),
     ],
-    ids=str,
+    ids=stable,
 )
 def test_bad_requests(tiny_chat: Any, kwargs: dict[str, Any], error: type[Exception], reason: str) -> None:
     kwargs = {"messages": MESSAGES, "max_tokens": 2, **kwargs}

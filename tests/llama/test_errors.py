@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from llama_skip import Llama, ModelLoadError
 from support.rpc import free_port
+from support.shared.ids import stable
 
 QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "n_ctx": 256}
 
@@ -92,7 +93,7 @@ CONSTRUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @linux
 @pytest.mark.parametrize("use_mmap", [True, False], ids=["mmap", "read"])
-@pytest.mark.parametrize(("kwargs", "error", "reason"), CONSTRUCTION, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("kwargs", "error", "reason"), CONSTRUCTION, ids=lambda value: stable(value)[:60])
 def test_nothing_stays_loaded_where_making_fails(
     tiny: Path, kwargs: dict[str, Any], error: type[Exception], reason: str, use_mmap: bool
 ) -> None:
@@ -181,7 +182,7 @@ def llm(tiny: Path) -> Iterator[Llama]:
         ({"penalize_nl": True}, TypeError, "penalize_nl is not supported, use instead: .*logit_bias"),
         ({"max_token": 3}, TypeError, "max_token'"),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=lambda value: stable(value)[:60],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_bad_completion(

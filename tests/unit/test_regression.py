@@ -179,7 +179,11 @@ def test_files_that_are_no_plan(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b"skip.plan_file", b"skip.plan_xxxx"))
     with pytest.raises(ValueError, match=r"not a plan file: it has no skip\.plan_file"):
         read_plan(path)
-    content = {"model": {"model_id": "0", "file_id": "1"}, "skip_layers": "1", "bypass": [{"gap": 1}]}
+    content = {
+        "model": {"model_id": "0", "file_id": "1"},
+        "skip_layers": "1",
+        "bypass": [{"gap": 1, "n_blocks": 1, "tier": "affine"}],
+    }
     write_json(path, FORMAT, content)
     with pytest.raises(ValueError, match="a bypass without its tensors"):
         read_plan(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_skip.files import identity
 from llama_skip.files.identity import Identity, TextInfo
-from llama_skip.files.store import StrPath, read_json, write_json
+from llama_skip.files.store import StrPath, read_json, typed, write_json
 from llama_skip.files.table import aligned
 from llama_skip.model.loaded import DeviceMemory
 
@@ -114,21 +114,23 @@ def read_evaluation(path: StrPath) -> Evaluation:
         ValueError: it is not an evaluation file, or of a newer version.
     """
     content = read_json(path, FORMAT)
-    try:
-        rows = [
-            EvalRow(**{**row, "memory": {name: DeviceMemory(**m) for name, m in row["memory"].items()}})
-            for row in content["rows"]
-        ]
-        return Evaluation(
-            model=identity.from_json(content, path),
-            text=TextInfo(**content["text"]),
-            settings=content["settings"],
-            rows=rows,
-            complete=content["complete"],
-            pending=content.get("pending", {}),
-        )
-    except (KeyError, TypeError) as err:
-        raise ValueError(f"{path}: not a whole evaluation file: {err}") from None
+    identity.check_known(content, path)
+    rows = content.get("rows")
+    content["rows"] = [_with_tuples(row) for row in rows] if isinstance(rows, list) else rows
+    return typed(content, Evaluation, path, "evaluation")
+
+
+def _with_tuples(row: Any) -> Any:
+    """Return a row of a file with its memory as a DeviceMemory is built; what is malformed stays as it is."""
+    memory = row.get("memory") if isinstance(row, dict) else None
+    if not isinstance(memory, dict):
+        return row
+    names = DeviceMemory._fields
+    tuples = {
+        device: [sizes[name] for name in names] if isinstance(sizes, dict) and {*names} <= {*sizes} else sizes
+        for device, sizes in memory.items()
+    }
+    return {**row, "memory": tuples}
 
 
 def table(rows: Sequence[EvalRow]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from llama_skip.files.store import StrPath
 
 @dataclass(frozen=True)
 class Identity:
-    """What a score, plan or evaluation is about; `docs/metadata.md` defines the two hashes.
+    """What a score, plan or evaluation is about, "" or 0 where it is not known.
+
+    `docs/metadata.md` defines the two hashes.
 
     Attributes:
         name: the file's name, without its folder.
@@ -26,15 +28,15 @@ class Identity:
         weights_bytes: of all tensors.
     """
 
-    name: str
-    model_id: str
-    file_id: str
-    architecture: str
-    n_layer: int
-    n_embd: int
-    n_vocab: int
-    file_type: str
-    weights_bytes: int
+    name: str = ""
+    model_id: str = ""
+    file_id: str = ""
+    architecture: str = ""
+    n_layer: int = 0
+    n_embd: int = 0
+    n_vocab: int = 0
+    file_type: str = ""
+    weights_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,27 +84,20 @@ def block_bytes(path: StrPath) -> list[int]:
     return sizes
 
 
-_UNKNOWN = Identity("", "", "", "", 0, 0, 0, "", 0)
-
-
-def from_json(
-    content: Mapping[str, Any], path: StrPath, *, needed: Sequence[str] = ("model_id", "file_id")
-) -> Identity:
-    """Return the identity in a JSON file; what it does not say is "" or 0.
+def check_known(
+    content: Mapping[str, Any], path: StrPath, needed: Sequence[str] = ("model_id", "file_id")
+) -> None:
+    """Raise ValueError where a JSON file does not say which model it is about.
 
     Args:
         content: of the file.
         path: the file, for messages.
         needed: what it has to say.
-
-    Raises:
-        ValueError: something needed is missing.
     """
     model = content.get("model")
     missing = [key for key in needed if not isinstance(model, dict) or not model.get(key)]
-    if not isinstance(model, dict) or missing:
+    if missing:
         raise ValueError(f"{path}: does not say which model it is about: {missing[0]} is missing")
-    return replace(_UNKNOWN, **{key: model[key] for key in ("name", *_FIELDS) if key in model})
 
 
 def check_same(found: Identity, wanted: Identity, what: str) -> str:

@@ -8,10 +8,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+import msgspec
 
 StrPath = str | os.PathLike[str]
 VERSION = 1
+T = TypeVar("T")
 
 
 @contextmanager
@@ -116,3 +119,21 @@ def parse_json(text: str | bytes, path: StrPath, *kinds: str) -> dict[str, Any]:
     if content.get("version") != VERSION:
         raise ValueError(f"{path}: version {content.get('version')} of {found}, this program knows {VERSION}")
     return dict(content)
+
+
+def typed(content: Mapping[str, Any], kind: type[T], path: StrPath, what: str) -> T:
+    """Return the content of a file as a dataclass, types checked; keys that it lacks are passed over.
+
+    Args:
+        content: what read_json() returned.
+        kind: the dataclass.
+        path: the file, for messages.
+        what: how a message names the format.
+
+    Raises:
+        ValueError: something is missing, or of another type.
+    """
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as err:
+        raise ValueError(f"{path}: not a whole {what} file: {err}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,16 +120,11 @@ def named_tensors(bypasses: Iterable[Bypass]) -> dict[str, Tensor]:
     }
 
 
-def from_entries(entries: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> list[Bypass]:
-    """Return what entry() and named_tensors() were made of.
-
-    Raises:
-        KeyError: an entry that is not whole.
-    """
+def with_tensors(parts: Iterable[Bypass], tensors: Mapping[str, Tensor]) -> list[Bypass]:
+    """Return bypasses with their tensors out of what named_tensors() returned."""
     found = []
-    for entry in entries:
-        prefix = f"gap.{entry['gap']}."
+    for part in parts:
+        prefix = f"gap.{part.gap}."
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        known = {name: entry[name] for name in ("gap", "n_blocks", "tier", "rank", "norm_eps")}
-        found.append(Bypass(**known, tensors=own))
+        found.append(replace(part, tensors=own))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +12,7 @@ import gguf
 
 from llama_skip.files import identity
 from llama_skip.files.identity import Identity
-from llama_skip.files.store import StrPath, json_text, parse_json, read_json, replacing, write_json
+from llama_skip.files.store import StrPath, json_text, parse_json, read_json, replacing, typed, write_json
 from llama_skip.plan import bypass
 from llama_skip.plan.bypass import Bypass, Tensor
 
@@ -84,23 +84,11 @@ def read_plan(path: StrPath) -> Plan:
         ValueError: it is not a plan file, or of a newer version.
     """
     content, tensors = _read_gguf(path) if is_gguf(path) else (read_json(path, FORMAT), {})
-    try:
-        entries = content.get("bypass", [])
-        if entries and not tensors:
-            raise ValueError(f"{path}: has a bypass without its tensors, which a plan in JSON cannot hold")
-        return Plan(
-            model=identity.from_json(content, path),
-            skip_layers=content["skip_layers"],
-            skip_scale=content.get("skip_scale", ""),
-            disk_layers=content.get("disk_layers", ""),
-            disk_scale=content.get("disk_scale", ""),
-            bypass=bypass.from_entries(entries, tensors),
-            found=content.get("found", {}),
-            runtime=content.get("runtime"),
-            alternatives=content.get("alternatives", []),
-        )
-    except KeyError as err:
-        raise ValueError(f"{path}: not a whole plan file: {err} is missing") from None
+    identity.check_known(content, path)
+    plan = typed(content, Plan, path, "plan")
+    if plan.bypass and not tensors:
+        raise ValueError(f"{path}: has a bypass without its tensors, which a plan in JSON cannot hold")
+    return replace(plan, bypass=bypass.with_tensors(plan.bypass, tensors))
 
 
 def is_gguf(path: StrPath) -> bool:

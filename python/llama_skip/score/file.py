@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from llama_skip.files import identity
 from llama_skip.files.identity import Identity, TextInfo
-from llama_skip.files.store import StrPath, read_json, write_json
+from llama_skip.files.store import StrPath, read_json, typed, write_json
 
 FORMAT = "llama-skip-score"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,24 +114,9 @@ def read_score(path: StrPath) -> Score:
         ValueError: it is not a score file, or of a newer version.
     """
     content = read_json(path, FORMAT)
-    try:
-        return Score(
-            model=identity.from_json(content, path, needed=("model_id", "file_id", "n_layer")),
-            text=TextInfo(**content["text"]),
-            settings=content["settings"],
-            complete=content["complete"],
-            **content["full"],
-            blocks=[_known(BlockScore, block) for block in content["blocks"]],
-            angular=content["angular"],
-            path=[_known(Step, step) for step in content["path"]],
-        )
-    except (KeyError, TypeError) as err:
-        raise ValueError(f"{path}: not a whole score file: {err}") from None
-
-
-def _known(kind: type[T], content: dict[str, Any]) -> T:
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: value for key, value in content.items() if key in names})
+    identity.check_known(content, path, needed=("model_id", "file_id", "n_layer"))
+    full = content.get("full")
+    return typed({**content, **full} if isinstance(full, dict) else content, Score, path, "score")
 
 
 def share_of_blocks(fraction: float, n_layer: int) -> int:
