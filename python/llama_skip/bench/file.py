@@ -9,6 +9,7 @@ from typing import Any
 
 from llama_skip.files.identity import Identity, TextInfo
 from llama_skip.files.store import StrPath, write_json
+from llama_skip.files.table import markdown
 
 FORMAT = "llama-skip-bench"
 NOT_COLD = 0.01  # of the bytes of disk blocks, in the page cache
@@ -178,19 +179,7 @@ def table(bench: Bench) -> Iterator[str]:
     head += ["perplexity"]
     for n in lengths:
         head += [f"prompt of {n} t/s", f"generation after {n} t/s"]
-    cells = [_cells(row, lengths) for row in bench.rows]
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    yield _line(head, widths)
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    yield _line(rule, widths)
-    for row in cells:
-        yield _line(row, widths)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = zip(cells, widths, strict=True)
-    aligned = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-    return f"| {' | '.join(aligned)} |"
+    yield from markdown([head, *(_cells(row, lengths) for row in bench.rows)])
 
 
 def _cells(row: BenchRow, lengths: Sequence[int]) -> list[str]:

@@ -11,7 +11,8 @@ from llama_skip.cli.command import Parser, UsageError, run
 from llama_skip.cli.options import add_model_options, model_options
 from llama_skip.errors import MIB
 from llama_skip.files.identity import identify
-from llama_skip.score.file import Score, share_of_blocks
+from llama_skip.files.table import aligned
+from llama_skip.score.file import BlockScore, Score, share_of_blocks
 from llama_skip.score.score import FRACTION, LEAST_CTX, N_TOKENS, score_model
 
 
@@ -96,19 +97,31 @@ def table(score: Score) -> Iterator[str]:
     yield f"{score.model.name}: {score.model.n_layer} blocks, {score.model.file_type}; {text.name}"
     yield f"full model: perplexity {score.perplexity:.3f} +- {score.perplexity_error:.3f}"
     yield ""
-    yield " block  influence     norm in    norm out  perplexity  KL divergence     MiB"
-    for b in score.blocks:
-        cells = [_cell(b.influence, "11.4f"), _cell(b.norm_in, "12.1f"), _cell(b.norm_out, "12.1f")]
-        cells += [_cell(b.perplexity, "12.2f"), _cell(b.kld, "15.4f"), f"{b.weights_bytes / MIB:8.2f}"]
-        yield f"{b.block:6d}{''.join(cells)}" + (f"  cannot go: {b.refused}" if b.refused else "")
+    head = ["block", "influence", "norm in", "norm out", "perplexity", "KL divergence", "MiB", ""]
+    yield from aligned([head, *map(_block_cells, score.blocks)])
     yield ""
-    yield "  step  block  perplexity  KL divergence   same top token  MiB left out"
-    for i, step in enumerate(score.path, 1):
-        yield (
-            f"{i:6d}{step.block:7d}{step.perplexity:12.2f}{step.kld:15.4f}{step.top1:17.3f}"
-            f"{step.bytes / MIB:14.2f}"
-        )
+    head = ["step", "block", "perplexity", "KL divergence", "same top token", "MiB left out"]
+    steps = [
+        [
+            *(str(i), str(step.block), f"{step.perplexity:.2f}", f"{step.kld:.4f}", f"{step.top1:.3f}"),
+            f"{step.bytes / MIB:.2f}",
+        ]
+        for i, step in enumerate(score.path, 1)
+    ]
+    yield from aligned([head, *steps])
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "-".rjust(int(form.split(".")[0])) if value is None else format(value, form)
+def _block_cells(block: BlockScore) -> list[str]:
+    def cell(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    return [
+        str(block.block),
+        cell(block.influence, ".4f"),
+        cell(block.norm_in, ".1f"),
+        cell(block.norm_out, ".1f"),
+        cell(block.perplexity, ".2f"),
+        cell(block.kld, ".4f"),
+        f"{block.weights_bytes / MIB:.2f}",
+        f"cannot go: {block.refused}" if block.refused else "",
+    ]
