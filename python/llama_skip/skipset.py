@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from operator import index
 
 from llama_skip import _core
+from llama_skip.errors import ArgumentError
 
 Layers = str | Iterable[int]
 Scale = float | str | Mapping[int, float]
@@ -28,7 +29,7 @@ def layers_text(layers: Layers | None, name: str) -> str:
         return ""
     if isinstance(layers, str):
         if not layers.strip():
-            raise ValueError(f"{name}: empty, expected N, N-M or N-M+STEP, separated by commas, or none")
+            raise ArgumentError(name, "empty, expected N, N-M or N-M+STEP, separated by commas, or none")
         return layers
     if isinstance(layers, bytes) or not isinstance(layers, Iterable):
         raise TypeError(f"{name}: expected a text or blocks, not {type(layers).__name__}")
@@ -55,7 +56,7 @@ def scale_text(scale: Scale | None, name: str) -> str:
         return ""
     if isinstance(scale, str):
         if not scale.strip():
-            raise ValueError(f"{name}: empty, expected A or N:A, separated by commas")
+            raise ArgumentError(name, "empty, expected A or N:A, separated by commas")
         return scale
     if isinstance(scale, Mapping):
         return ",".join(f"{_block(il, name)}:{_factor(a, name)!r}" for il, a in scale.items())
@@ -93,7 +94,7 @@ def _block(il: int, name: str) -> int:
     except TypeError:
         raise TypeError(f"{name}: a block is an int, not {type(il).__name__}") from None
     if block < 0:
-        raise ValueError(f"{name}: block {block} is out of range, blocks are numbered from 0")
+        raise ArgumentError(name, f"block {block} is out of range, blocks are numbered from 0")
     return block
 
 

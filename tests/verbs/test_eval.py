@@ -303,8 +303,8 @@ def test_bad_input(
         (("-f", empty), 1, "tokens do not fill a window of 64: give a longer text or a smaller context"),
         (("-f", text, "-c", 4096), 1, "tokens do not fill a window of 4096"),
         (("-f", tmp_path / "none.txt"), 1, "none.txt: No such file"),
-        (("-f", text, "-c", 8), 2, "--ctx-size has to be at least 32"),
-        (("-f", text, "--windows", -1), 2, "--windows at least 0"),
+        (("-f", text, "-c", 8), 2, "--ctx-size: 8 is too small, the least is 32"),
+        (("-f", text, "--windows", -1), 2, "--windows: -1 is too small, the least is 0"),
         (("-f", text, "-o", output), 1, "eval.json: No such file"),
         (("-f", text, "--also", tmp_path / "no.gguf"), 1, "no.gguf: No such file"),
     ):

@@ -179,9 +179,9 @@ def test_what_cannot_hold_a_bypass_says_so(healed: Path, model: Path, tmp_path: 
         ({"skip_layers": "99"}, "99"),
         ({"plan": "x"}, "either"),
         ({"rank": 0}, "rank"),
-        ({"n_tokens": N_CTX}, "two windows"),
-        ({"own_writing": 1}, "own_writing is 1"),
-        ({"own_writing": -0.5}, "own_writing is -0.5"),
+        ({"n_tokens": N_CTX}, f"n_tokens: {N_CTX} is too small"),
+        ({"own_writing": 1}, "own_writing: 1 is out of range"),
+        ({"own_writing": -0.5}, "own_writing: -0.5 is out of range"),
     ],
 )
 def test_bad_arguments(model: Path, text: Path, kwargs: dict[str, Any], message: str) -> None:
@@ -243,6 +243,6 @@ def test_command(model: Path, text: Path, tmp_path: Path) -> None:
     assert done.stdout.startswith("six.heal.gguf: blocks 2-3 left out, ")
     assert f"gap 2-3: {plan.bypass[0].tier if plan.bypass else ''}" in done.stderr
     bad = subprocess.run([*command, "--rank", "x"], capture_output=True, text=True, cwd=tmp_path)
-    assert bad.returncode == 2 and "--rank x" in bad.stderr
+    assert bad.returncode == 2 and "--rank: x" in bad.stderr
     bad = subprocess.run([*command, "--own-writing", "1"], capture_output=True, text=True, cwd=tmp_path)
-    assert bad.returncode == 2 and "--own-writing 1" in bad.stderr
+    assert bad.returncode == 2 and "--own-writing: 1" in bad.stderr

@@ -17,6 +17,7 @@ from llama_skip import skipset
 from llama_skip.bench import worker as benchworker
 from llama_skip.bench.file import Bench, BenchRow, Memory, Reading, Speed
 from llama_skip.bench.ways import Way, ways
+from llama_skip.errors import at_least
 from llama_skip.eval.evaluate import LEAST_CTX, N_WINDOWS, Log
 from llama_skip.files.identity import identify
 from llama_skip.files.store import StrPath
@@ -104,15 +105,10 @@ def bench_model(
 
 
 def check_sizes(contexts: Sequence[int], n_ctx: int, n_windows: int, n_rounds: int) -> None:
-    """Raise ValueError where a size is out of range."""
-    for name, value, least in (
-        ("contexts", min(contexts, default=0), 1),
-        ("n_ctx", n_ctx, LEAST_CTX),
-        ("n_windows", n_windows, 0),
-        ("n_rounds", n_rounds, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: {value} is too small, the least is {least}")
+    """Raise ArgumentError where a size is out of range."""
+    at_least(1, contexts=min(contexts, default=0), n_rounds=n_rounds)
+    at_least(LEAST_CTX, n_ctx=n_ctx)
+    at_least(0, n_windows=n_windows)
 
 
 def fitted(contexts: Sequence[int], n_train: int, log: Log) -> list[int]:

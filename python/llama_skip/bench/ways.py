@@ -10,6 +10,7 @@ from typing import Any
 from llama_skip import skipset
 from llama_skip.bench import worker as benchworker
 from llama_skip.bench.file import COLD, FULL, HEALED, LEFT_OUT, NO_KV, STRICT, UNREPACKED, WARM
+from llama_skip.errors import ArgumentError
 from llama_skip.files.identity import check_same, identify
 from llama_skip.files.store import StrPath
 from llama_skip.llama.llama import Llama
@@ -101,10 +102,13 @@ def check_disk(model: StrPath, disk_layers: str, **options: Any) -> str:
     Raises:
         ValueError: a bad set, or none.
     """
-    with Llama(model, disk_layers=disk_layers, dry_run=True, **options) as llm:
-        blocks = skipset.ranges_text(llm.disk_layers)
+    try:
+        with Llama(model, disk_layers=disk_layers, dry_run=True, **options) as llm:
+            blocks = skipset.ranges_text(llm.disk_layers)
+    except ValueError as err:
+        raise ArgumentError("disk_layers", str(err).removeprefix("disk_layers: ")) from None
     if not blocks:
-        raise ValueError("disk_layers: no block is on disk, so there is nothing to compare")
+        raise ArgumentError("disk_layers", "no block is on disk, so there is nothing to compare")
     return blocks
 
 

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 
-from llama_skip import skipset
 from llama_skip.bench import chart as benchchart
 from llama_skip.bench import file as benchfile
-from llama_skip.bench.bench import CONTEXTS, N_ROUNDS, bench_model, check_sizes
-from llama_skip.bench.ways import check_disk
+from llama_skip.bench.bench import CONTEXTS, N_ROUNDS, bench_model
 from llama_skip.cli.command import Parser, UsageError, run
 from llama_skip.cli.options import add_model_options, add_text_options, model_options
 from llama_skip.eval.evaluate import N_WINDOWS
 from llama_skip.files.store import check_writable, is_one_of, replacing
-
-FLAGS = {
-    "disk_layers": "--disk-layers",
-    "contexts": "--contexts",
-    "n_ctx": "--ctx-size",
-    "n_windows": "--windows",
-    "n_rounds": "--rounds",
-}
-
-
-FLAG_OF = re.compile(rf"^({'|'.join(FLAGS)})(?=:)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,11 +62,6 @@ def _bench(args: argparse.Namespace) -> int:
         if is_one_of(path, filter(None, (args.model, args.plan, args.file))):
             raise UsageError(f"{path} is what is measured, name another file to write")
         check_writable(path)
-    try:
-        check_sizes(args.contexts, args.ctx_size, args.windows, args.rounds)
-        check_disk(args.model, skipset.layers_text(args.disk_layers, "disk_layers"), **options)
-    except ValueError as err:
-        raise UsageError(FLAG_OF.sub(lambda match: FLAGS[match[0]], str(err))) from None
     found = bench_model(
         args.model,
         args.disk_layers,

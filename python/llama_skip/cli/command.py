@@ -7,7 +7,18 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from llama_skip.errors import message
+from llama_skip.errors import ArgumentError, message
+
+FLAGS = {  # of arguments that are named otherwise in Python
+    "mib": "--vram",
+    "n_ctx": "--ctx-size",
+    "n_parallel": "--parallel",
+    "n_path": "--blocks",
+    "n_rounds": "--rounds",
+    "n_tokens": "--tokens",
+    "n_windows": "--windows",
+    "share": "--disk",
+}
 
 
 class UsageError(Exception):
@@ -29,17 +40,20 @@ def run(verb: Callable[[], int]) -> int:
         code = verb()
         sys.stdout.flush()
         return code
+    except ArgumentError as err:
+        flag = FLAGS.get(err.name, "--" + err.name.replace("_", "-"))
+        return _fail(f"{flag}: {err.text}", 2)
     except UsageError as err:
-        return _fail(err, 2)
+        return _fail(message(err), 2)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # so that nothing is written at exit
         return 1
     except Exception as err:
-        return _fail(err, 1)
+        return _fail(message(err), 1)
 
 
-def _fail(err: Exception, code: int) -> int:
-    print(f"error: {message(err)}", file=sys.stderr)
+def _fail(text: str, code: int) -> int:
+    print(f"error: {text}", file=sys.stderr)
     return code

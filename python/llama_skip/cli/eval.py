@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from llama_skip import _core
 from llama_skip.cli.command import Parser, UsageError, run
 from llama_skip.cli.options import add_model_options, add_text_options, model_options
-from llama_skip.eval.evaluate import LEAST_CTX, N_WINDOWS, evaluate
+from llama_skip.eval.evaluate import N_WINDOWS, evaluate
 from llama_skip.eval.file import FORMAT, table, to_json
 from llama_skip.files.store import VERSION
 
@@ -47,8 +47,6 @@ def _eval(args: argparse.Namespace) -> int:
         except ValueError as err:
             raise UsageError(err) from None
     options = model_options(args)
-    if options["n_ctx"] < LEAST_CTX or args.windows < 0:
-        raise UsageError(f"--ctx-size has to be at least {LEAST_CTX}, and --windows at least 0")
     found = evaluate(
         args.model,
         args.skip_layers,

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_skip.cli.command import Parser, UsageError, run
+from llama_skip.cli.command import Parser, run
 from llama_skip.cli.options import add_model_options, model_options
-from llama_skip.errors import MIB
-from llama_skip.heal.heal import LEAST_CTX, N_TOKENS, OWN_WRITING, heal_plan
+from llama_skip.errors import MIB, ArgumentError
+from llama_skip.heal.heal import N_TOKENS, OWN_WRITING, heal_plan
 from llama_skip.plan import bypass
 from llama_skip.plan.file import Plan
 
@@ -53,16 +53,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _heal(args: argparse.Namespace) -> int:
-    rank = None
-    if args.rank != "auto":
-        if not args.rank.isdecimal() or int(args.rank) < 1:
-            raise UsageError(f"--rank {args.rank}: expected auto, or 1 or more")
-        rank = int(args.rank)
+    if args.rank != "auto" and not args.rank.isdecimal():
+        raise ArgumentError("rank", f"{args.rank}: expected auto, or 1 or more")
+    rank = None if args.rank == "auto" else int(args.rank)
     options = model_options(args)
-    if options["n_ctx"] < LEAST_CTX or args.tokens < 2 * options["n_ctx"]:
-        raise UsageError(f"--ctx-size has to be at least {LEAST_CTX}, and --tokens twice that")
-    if not 0 <= args.own_writing < 1:
-        raise UsageError(f"--own-writing {args.own_writing}: expected 0 to less than 1")
     output = args.output or f"{Path(args.model).stem}.heal.gguf"
     plan = heal_plan(
         args.model,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from llama_skip.measure import speed as measure
 from llama_skip.measure.text import read_text
 from llama_skip.plan import alternatives
 from llama_skip.plan import disk as diskplan
-from llama_skip.plan.choose import plan_blocks, plan_memory, plan_speed
+from llama_skip.plan.choose import check_target, plan_blocks, plan_memory, plan_speed
 from llama_skip.plan.describe import arguments, path_end, talk
 from llama_skip.plan.file import Plan, write_plan
 from llama_skip.progress import progress
@@ -28,16 +27,6 @@ from llama_skip.score import score as scoring
 from llama_skip.score.file import Score, read_score, share_of_blocks
 
 FROM_SCORE = ("blocks", "fraction", "max_kld", "max_ppl_ratio")
-BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "blocks": (lambda value: value >= 1, "1 or more"),
-    "fraction": (lambda value: 0 < value < 1, "over 0 and below 1"),
-    "max_kld": (lambda value: 0 <= value < math.inf, "0 or more"),
-    "max_ppl_ratio": (lambda value: 1 <= value < math.inf, "1 or more"),
-    "vram": (lambda value: 0 < value < math.inf, "over 0"),
-    "speedup": (lambda value: 1 < value < math.inf, "over 1"),
-    "disk": (lambda value: 0 < value <= 1, "over 0 and up to 1"),
-    "parallel": (lambda value: value >= 1, "1 or more"),
-}
 N_CTX = 512  # tokens in a window of a text
 N_WINDOWS = 4  # on which the alternatives are measured
 
@@ -95,10 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_bounds(args: argparse.Namespace) -> None:
-    for name, (is_within, expected) in BOUNDS.items():
-        value = getattr(args, name)
-        if value is not None and not is_within(value):
-            raise UsageError(f"--{name.replace('_', '-')}: {value:g} is out of range, expected {expected}")
+    targets = {name: getattr(args, name) for name in (*FROM_SCORE, "speedup")}
+    check_target(**targets, mib=args.vram, share=args.disk, n_parallel=args.parallel)
     if args.vram is None and (args.also or args.parallel or args.disk):
         raise UsageError("--also, --parallel and --disk are for --vram")
 

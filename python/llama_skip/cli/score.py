@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llama_skip.cli.command import Parser, UsageError, run
+from llama_skip.cli.command import Parser, run
 from llama_skip.cli.options import add_model_options, model_options
 from llama_skip.errors import MIB
 from llama_skip.files.identity import identify
 from llama_skip.files.table import aligned
 from llama_skip.score.file import BlockScore, Score, share_of_blocks
-from llama_skip.score.score import FRACTION, LEAST_CTX, N_TOKENS, score_model
+from llama_skip.score.score import FRACTION, N_TOKENS, score_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,19 +56,11 @@ def _parser() -> Parser:
 def _score(args: argparse.Namespace) -> int:
     options = model_options(args)
     n_ctx = options.pop("n_ctx")
-    if n_ctx < LEAST_CTX or args.tokens < n_ctx:
-        raise UsageError(
-            f"--tokens {args.tokens}, --ctx-size {n_ctx}: at least one window of {LEAST_CTX} is needed"
-        )
-    model = identify(args.model)
-    try:
-        n_path = share_of_blocks(args.fraction, model.n_layer) if args.blocks is None else args.blocks
-    except ValueError as err:
-        raise UsageError(f"--fraction: {err}") from None
-    if not 0 < n_path < model.n_layer:
-        raise UsageError(f"--blocks: {n_path} of {model.n_layer}; at least one has to go, and one to stay")
+    n_path = args.blocks
+    if n_path is None:
+        n_path = share_of_blocks(args.fraction, identify(args.model).n_layer)
     output = args.output or f"{Path(args.model).stem}.score.json"
-    print(f"score: {args.model}, {args.tokens} tokens, {n_path} of {model.n_layer} blocks", file=sys.stderr)
+    print(f"score: {args.model}, {args.tokens} tokens, {n_path} blocks", file=sys.stderr)
     try:
         score = score_model(
             args.model,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_skip import skipset
+from llama_skip.errors import at_least
 from llama_skip.eval.file import EvalRow, Evaluation
 from llama_skip.eval.results import Results
 from llama_skip.files.identity import check_same, identify
@@ -74,10 +75,8 @@ def evaluate(
         OSError: a file that cannot be read or written.
         llama_skip.ModelLoadError: a file that cannot be loaded.
     """
-    if n_ctx < LEAST_CTX or n_windows < 0:
-        raise ValueError(
-            f"n_ctx is {n_ctx}, the least is {LEAST_CTX}; n_windows is {n_windows}, the least is 0"
-        )
+    at_least(LEAST_CTX, n_ctx=n_ctx)
+    at_least(0, n_windows=n_windows)
     options = {**DEFAULTS, **options, "n_ctx": n_ctx}
     if output is not None:
         check_writable(output)

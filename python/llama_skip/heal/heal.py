@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llama_skip import skipset
+from llama_skip.errors import ArgumentError, at_least
 from llama_skip.files.identity import Identity, TextInfo, block_bytes, check_same, identify
 from llama_skip.files.store import StrPath, check_writable
 from llama_skip.heal import healer
@@ -75,14 +76,12 @@ def heal_plan(
         RuntimeError: an architecture that names or shapes the residual stream in another way than most.
         OSError, llama_skip.ModelLoadError: a file cannot be read or written, or is no model.
     """
-    if n_ctx < LEAST_CTX or n_tokens < 2 * n_ctx:
-        raise ValueError(
-            f"{n_tokens} tokens in windows of {n_ctx}: at least two windows of {LEAST_CTX} are needed"
-        )
+    at_least(LEAST_CTX, n_ctx=n_ctx)
+    at_least(2 * n_ctx, n_tokens=n_tokens)
     if not 0 <= own_writing < 1:
-        raise ValueError(f"own_writing is {own_writing}, it has to be from 0 to less than 1")
-    if rank is not None and rank < 1:
-        raise ValueError(f"a rank of {rank} is below 1")
+        raise ArgumentError("own_writing", f"{own_writing:g} is out of range, expected 0 to less than 1")
+    if rank is not None:
+        at_least(1, rank=rank)
     if output is not None:
         check_writable(output)
     fresh = _unhealed(identify(model_path), plan, skip_layers, log)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from llama_skip import skipset
+from llama_skip.errors import ArgumentError
 from llama_skip.files.store import StrPath
 from llama_skip.llama.llama import Llama
 from llama_skip.measure import speed as measure
@@ -22,6 +23,25 @@ N_PAIRS = 5  # timings of the full model, and as many of a prefix, in turn
 N_TIMED = 16  # tokens
 N_CTX = 64  # tokens, besides those that are timed
 LONGER = "`llama-skip score MODEL --blocks N -o SCORE` goes on with a score, to N blocks"
+
+BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "blocks": (lambda value: value >= 1, "1 or more"),
+    "fraction": (lambda value: 0 < value < 1, "over 0 and below 1"),
+    "max_kld": (lambda value: 0 <= value < math.inf, "0 or more"),
+    "max_ppl_ratio": (lambda value: 1 <= value < math.inf, "1 or more"),
+    "mib": (lambda value: 0 < value < math.inf, "over 0"),
+    "speedup": (lambda value: 1 < value < math.inf, "over 1"),
+    "share": (lambda value: 0 < value <= 1, "over 0 and up to 1"),
+    "n_parallel": (lambda value: value >= 1, "1 or more"),
+}
+
+
+def check_target(**values: float | None) -> None:
+    """Raise ArgumentError where an argument of a plan is out of range; None is not given."""
+    for name, value in values.items():
+        is_within, expected = BOUNDS[name]
+        if value is not None and not is_within(value):
+            raise ArgumentError(name, f"{value:g} is out of range, expected {expected}")
 
 
 def plan_blocks(
@@ -48,24 +68,17 @@ def plan_blocks(
     target = {name: value for name, value in given.items() if value is not None}
     if len(target) != 1:
         raise ValueError(f"expected one of {', '.join(given)}, not {len(target)} of them")
-    ((name, value),) = target.items()
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: {value} is not a number")
+    check_target(**target)
     if not score.path:
         raise ValueError("the score was stopped before its first step, the same `llama-skip score` goes on")
     if fraction is not None:
         return prefix(score, share_of_blocks(fraction, score.model.n_layer), target)
     if blocks is not None:
-        if blocks < 1:
-            raise ValueError(f"blocks: {blocks} is below 1")
         return prefix(score, blocks, target)
     if max_kld is not None:
-        if max_kld < 0:
-            raise ValueError(f"max_kld: {max_kld} is below 0")
         return prefix(score, _longest([step.kld <= max_kld for step in score.path]), target)
-    if value < 1:
-        raise ValueError(f"max_ppl_ratio: {value} is below 1")
-    most = value * score.perplexity
+    assert max_ppl_ratio is not None
+    most = max_ppl_ratio * score.perplexity
     return prefix(score, _longest([step.perplexity <= most for step in score.path]), target)
 
 
@@ -124,6 +137,7 @@ def plan_memory(model_path: StrPath, score: Score, mib: float, **options: Any) -
     Raises:
         ValueError: even the whole path does not fit.
     """
+    check_target(mib=mib)
     options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
 
     def used(n_blocks: int) -> dict[str, DeviceMemory]:
@@ -162,8 +176,7 @@ def plan_speed(
     Raises:
         ValueError: even the whole path is slower than that.
     """
-    if not 1 < speedup < math.inf:
-        raise ValueError(f"speedup: {speedup} is not over 1")
+    check_target(speedup=speedup)
     options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
     ratios = {0: 1.0}
     with Llama(model_path, **{**options, "n_ctx": N_CTX + n_timed}) as llm:

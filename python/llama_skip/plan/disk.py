@@ -61,8 +61,7 @@ def plan_disk(
     Raises:
         ValueError: a share out of range, or no device is used.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share: {share} is out of range, expected over 0 and up to 1")
+    planning.check_target(share=share)
     mib, runtime = left_out.found["target"]["vram"], left_out.runtime or {}
     if "CPU" in runtime.get("memory", {}):
         raise ValueError("blocks on disk free memory of devices, and none is used")

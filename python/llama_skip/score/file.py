@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llama_skip.errors import ArgumentError
 from llama_skip.files import identity
 from llama_skip.files.identity import Identity, TextInfo
 from llama_skip.files.store import StrPath, read_json, typed, write_json
@@ -130,5 +131,5 @@ def share_of_blocks(fraction: float, n_layer: int) -> int:
         ValueError: a fraction out of range.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"a share of {fraction} of the blocks is not between 0 and 1")
+        raise ArgumentError("fraction", f"{fraction:g} is out of range, expected over 0 and below 1")
     return max(int(fraction * n_layer + 1e-9), 1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llama_skip.errors import MIB
+from llama_skip.errors import MIB, ArgumentError, at_least
 from llama_skip.files.identity import block_bytes, identify
 from llama_skip.files.store import StrPath, check_writable
 from llama_skip.llama.llama import Llama
@@ -85,16 +85,14 @@ def score_model(
         ValueError: a text or path too short or long, NaN in the logits, an output that holds something else.
         OSError, llama_skip.ModelLoadError: a file cannot be read or written, or is no model.
     """
+    at_least(LEAST_CTX, n_ctx=n_ctx)
+    at_least(n_ctx, n_tokens=n_tokens)
     if output is not None:
         check_writable(output)
     model = identify(model_path)
     n_path = share_of_blocks(FRACTION, model.n_layer) if n_path is None else n_path
     if not 0 < n_path < model.n_layer:
-        raise ValueError(f"a path of {n_path} blocks: the model has {model.n_layer}, one has to stay")
-    if n_ctx < LEAST_CTX or n_tokens < n_ctx:
-        raise ValueError(
-            f"{n_tokens} tokens in windows of {n_ctx}: at least one window of {LEAST_CTX} is needed"
-        )
+        raise ArgumentError("n_path", f"{n_path} of {model.n_layer}; at least one has to go, and one to stay")
     options = {**DEFAULTS, **options}
     with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **options) as llm:
         n_windows = n_tokens // n_ctx
