@@ -257,6 +257,14 @@ def test_other_settings_do_not_overwrite(model: Path, text: Path, tmp_path: Path
     assert output_2.read_text() == "Dear reader"
 
 
+def test_what_cannot_be_gone_on_from(model: Path, text: Path, tmp_path: Path) -> None:
+    part = tmp_path / "score.json.part"
+    part.write_text("Dear reader")
+    with pytest.raises(ValueError, match=r"score\.json\.part: not what a stopped run leaves .*; remove it"):
+        scored(model, text, output=tmp_path / "score.json", n_path=1)
+    assert part.read_text() == "Dear reader"
+
+
 def test_files_come_back(whole: Score, tmp_path: Path) -> None:
     write_score(tmp_path / "a.json", whole)
     assert read_score(tmp_path / "a.json") == whole

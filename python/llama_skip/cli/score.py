@@ -11,6 +11,7 @@ from llama_skip.cli.command import Parser, run
 from llama_skip.cli.options import add_model_options, model_options
 from llama_skip.errors import MIB
 from llama_skip.files.identity import identify
+from llama_skip.files.store import part_path
 from llama_skip.files.table import aligned
 from llama_skip.score.file import BlockScore, Score, share_of_blocks
 from llama_skip.score.score import FRACTION, N_TOKENS, score_model
@@ -75,7 +76,7 @@ def _score(args: argparse.Namespace) -> int:
             **options,
         )
     except KeyboardInterrupt:
-        if Path(output).exists() or Path(f"{output}.part").exists():
+        if Path(output).exists() or part_path(output).exists():
             print(f"stopped; the same command goes on from {output}", file=sys.stderr)
         raise
     print(f"written: {output}", file=sys.stderr)

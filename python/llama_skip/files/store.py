@@ -67,6 +67,15 @@ def check_writable(path: StrPath) -> None:
         raise PermissionError(13, os.strerror(13), str(path))
 
 
+def part_path(output: StrPath) -> Path:
+    """Return where unfinished work for `output` is kept, OUTPUT.part.
+
+    The same call goes on from there. What was begun with other settings is begun anew; a file that cannot be
+    read is an error, since it is nothing that a stopped run leaves.
+    """
+    return Path(f"{os.fspath(output)}.part")
+
+
 def is_one_of(path: StrPath, others: Iterable[StrPath]) -> bool:
     """Return whether `path` exists and is the same file as one of `others`."""
     return os.path.exists(path) and any(os.path.samefile(path, other) for other in others)

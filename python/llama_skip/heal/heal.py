@@ -11,7 +11,7 @@ from typing import Any
 from llama_skip import skipset
 from llama_skip.errors import ArgumentError, at_least
 from llama_skip.files.identity import Identity, TextInfo, block_bytes, check_same, identify
-from llama_skip.files.store import StrPath, check_writable
+from llama_skip.files.store import StrPath, check_writable, part_path
 from llama_skip.heal import healer
 from llama_skip.heal.healer import Healer, Trial
 from llama_skip.llama.llama import Llama
@@ -107,10 +107,10 @@ def heal_plan(
                 healed = _recorded(healed, gap, tried)
                 log(_line(gap, tried))
                 if output is not None:
-                    write_plan(_part(output), healed)
+                    write_plan(part_path(output), healed)
     if output is not None:
         write_plan(output, healed)
-        _part(output).unlink()
+        part_path(output).unlink()
     return healed
 
 
@@ -160,15 +160,11 @@ def _unhealed(
     return Plan(about, chosen.skip_layers, disk_layers=chosen.disk_layers, found={"method": method + HEALED})
 
 
-def _part(output: StrPath) -> Path:
-    return Path(f"{output}.part")
-
-
 def _begun(fresh: Plan, output: StrPath | None) -> Plan:
     """Return what was begun for `output` with the same blocks, text and settings, else `fresh`."""
-    if output is None or not _part(output).exists():
+    if output is None or not part_path(output).exists():
         return fresh
-    found = read_plan(_part(output))
+    found = read_plan(part_path(output))
     same = found.model == fresh.model and found.skip_layers == fresh.skip_layers
     return found if same and {**found.found.get("heal", {}), "gaps": []} == fresh.found["heal"] else fresh
 

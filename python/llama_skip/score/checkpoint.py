@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llama_skip.files.store import StrPath, replacing
+from llama_skip.files.store import StrPath, part_path, replacing
 from llama_skip.measure.divergence import Scored
 from llama_skip.score.search import Sweep
 
@@ -20,14 +19,18 @@ class Checkpoint:
     """The step that is being measured, beside the file of the result; it is only read for the same `key`."""
 
     def __init__(self, output: StrPath | None, key: dict[str, Any]) -> None:
-        self.path = None if output is None else Path(f"{output}.part")
+        self.path = None if output is None else part_path(output)
         self.key = json.dumps(key, sort_keys=True)
 
     def load(self, out: list[int], *, after: bool) -> Sweep | None:
-        """Return the step that was begun, without the blocks `out`; with `after` also the next one."""
+        """Return the step that was begun, without the blocks `out`; with `after` also the next one.
+
+        Raises:
+            ValueError: the file is none of ours.
+        """
+        if self.path is None or not self.path.exists():
+            return None
         try:
-            if self.path is None:
-                return None
             with np.load(self.path) as file:
                 found = file["out"].tolist()
                 if str(file["key"]) != self.key or not (found == out or (after and found[:-1] == out)):
@@ -41,8 +44,8 @@ class Checkpoint:
                 )
                 base = _pieces(file, "base", int(file["n_base"]))
                 return Sweep(found, file["alive"].tolist(), base, pieces, refused, prior, str(file["scale"]))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-            return None
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as err:
+            raise ValueError(f"{self.path}: not what a stopped run leaves ({err}); remove it") from None
 
     def save(self, state: Sweep) -> None:
         """Write what is measured so far.
