@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from llama_skip import read_plan, skipset
+from support.rpc import free_port
+from support.shared.prose import PROSE
 from support.stock_build import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -50,6 +53,33 @@ def test_depths() -> None:
     lines = run("depths.py", "-n", 4).splitlines()
     assert [line.split(" blocks: ")[0] for line in lines] == ["30", "29", "28", "27"]
     assert len(set(lines)) == 4
+
+
+def test_score_plan_and_heal(tiny: Path, tmp_path: Path) -> None:
+    text, other, score = tmp_path / "text.txt", tmp_path / "other.txt", tmp_path / "score.json"
+    plan, healed = tmp_path / "plan.json", tmp_path / "healed.gguf"
+    text.write_text(3 * PROSE)
+    other.write_text(2 * PROSE[::-1])
+    sizes = ["-f", text, "-c", 32, "--tokens", 256]
+    lines = run("score.py", tiny, *sizes, "--blocks", 2, "-o", score).splitlines()
+    assert len(lines) == 3
+    blocks = sorted(int(line.split()[1]) for line in lines[1:])
+
+    # so wide that both may go
+    said = run("plan.py", score, "--max-ppl-ratio", 1e6, "-o", plan)
+    assert said.endswith(f", or --skip-layers @{plan}\n")
+    assert read_plan(plan).skip_layers == skipset.ranges_text(blocks)
+
+    rows = run("heal.py", tiny, "--plan", plan, *sizes, "--judge", other, "-o", healed).splitlines()
+    assert [row.split(": ")[0] for row in rows] == ["the full model", str(plan), str(healed)]
+    assert "KL divergence 0.000" in rows[0]
+    assert read_plan(healed).skip_layers == skipset.ranges_text(blocks)
+
+
+def test_serve(smollm2: Path) -> None:
+    lines = run("serve.py", smollm2, "--skip-layers", "13,26", "-n", 6, "--port", free_port()).splitlines()
+    assert lines[0] == "left out: 13,26"
+    assert len(lines[1]) > 2
 
 
 def test_every_example_is_run_here() -> None:
