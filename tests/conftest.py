@@ -35,6 +35,11 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama_cpp() -> Path:
+    return builds.llama_cpp()
+
+
+@pytest.fixture(scope="session")
 def tokens(stock: Build, smollm2: Path) -> list[int]:
     found: list[int] = stock.worker.call(tokens_of, smollm2)
     return found

@@ -1,53 +1,34 @@
-"""A progress bar on stderr: tqdm's, where it is installed."""
+"""A progress bar on stderr."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 
-class Progress(Protocol):
-    """What the long steps of a command report to."""
+class Progress:
+    """What the long steps of a command report to: a bar of `total` steps, or nothing."""
+
+    def __init__(self, total: int, *, shown: bool = True) -> None:
+        tqdm: Any = import_module("tqdm").tqdm
+        form = "{l_bar}{bar}| {elapsed}<{remaining}"
+        self.bar = tqdm(total=total, leave=False, bar_format=form, disable=not shown)
 
     def step(self, n: int = 1) -> None:
         """`n` steps are done."""
-
-    def say(self, text: str) -> None:
-        """Show what is being done."""
-
-
-class _Silent:
-    def step(self, n: int = 1) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-
-class _Bar:
-    def __init__(self, total: int) -> None:
-        tqdm: Any = import_module("tqdm").tqdm
-        self.bar = tqdm(total=total, leave=False, bar_format="{l_bar}{bar}| {elapsed}<{remaining}")
-
-    def step(self, n: int = 1) -> None:
         self.bar.update(n)
 
     def say(self, text: str) -> None:
+        """Show what is being done."""
         self.bar.set_description(text)
 
 
 @contextmanager
 def progress(total: int, *, shown: bool = True) -> Iterator[Progress]:
     """Show a bar of `total` steps for as long as the block runs, or nothing."""
-    try:
-        bar = _Bar(total) if shown else None
-    except ImportError:
-        bar = None
-    if bar is None:
-        yield _Silent()
-        return
+    bar = Progress(total, shown=shown)
     try:
         yield bar
     finally:

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib import metadata, util
 from pathlib import Path
 
 import numpy as np
@@ -98,28 +97,6 @@ def test_upstreams_header_is_unchanged() -> None:
             assert header.read_bytes() == (b / header.name).read_bytes(), header.name
 
 
-@pytest.fixture(scope="session")
-def stock_bindings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that holds llama-cpp-python 0.3.36's llama_cpp: as installed, or from the pinned sdist."""
-    spec = util.find_spec("llama_cpp")
-    if spec and spec.submodule_search_locations and metadata.version("llama-cpp-python") == "0.3.36":
-        return Path(spec.submodule_search_locations[0]).parent
-    given = os.environ.get("LLAMA_SKIP_BINDINGS")
-    if given:
-        return Path(given)
-    folder = tmp_path_factory.mktemp("bindings")
-    command = [
-        sys.executable,
-        ROOT / "cmake" / "vendor.py",
-        "--member",
-        "llama_cpp",
-        "--plain",
-        folder / "llama_cpp",
-    ]
-    subprocess.run(command, check=True)
-    return folder
-
-
 CLASS = """
 import sys
 import numpy as np
@@ -140,12 +117,12 @@ def test_the_stock_python_class_with_our_library(
     ours: Build,
     smollm2: Path,
     tokens: list[int],
-    stock_bindings: Path,
+    llama_cpp: Path,
     tmp_path: Path,
     overrides: dict[str, str] | None,
 ) -> None:
     out = tmp_path / "logits.npy"
-    env = {**os.environ, "LLAMA_CPP_LIB_PATH": str(ours.lib), "PYTHONPATH": str(stock_bindings)}
+    env = {**os.environ, "LLAMA_CPP_LIB_PATH": str(ours.lib), "PYTHONPATH": str(llama_cpp)}
     command = [sys.executable, "-c", CLASS, str(smollm2), repr(tokens[:21]), str(out), repr(overrides)]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -50,8 +50,9 @@ FOX = [10813, 116, 228]  # three tokens of one character
 class Pair:
     """Both packages: llama_cpp in a process of its own, ours in this one."""
 
-    def __init__(self, lib: Path, model: Path) -> None:
+    def __init__(self, lib: Path, llama_cpp: Path, model: Path) -> None:
         self.worker = Worker(lib)
+        self.package = str(llama_cpp)
         self.model = str(model)
         self.ours = Side("llama_skip", self.model)
 
@@ -59,7 +60,7 @@ class Pair:
         """Return what theirs and ours make of a call, at the same time."""
         function, args = (Side.run, (what,)) if isinstance(what, Call) else (what, args)
         with ThreadPoolExecutor(1) as pool:
-            theirs = pool.submit(self.worker.call, on_theirs, self.model, function, *args)
+            theirs = pool.submit(self.worker.call, on_theirs, self.package, self.model, function, *args)
             ours = function(self.ours, *args)
             return theirs.result(), ours
 
@@ -67,7 +68,7 @@ class Pair:
         """Return ours of a call that ends the process of theirs."""
         function, args = (Side.run, (what,)) if isinstance(what, Call) else (what, args)
         with pytest.raises(BrokenProcessPool):
-            self.worker.fresh(on_theirs, self.model, function, *args)
+            self.worker.fresh(on_theirs, self.package, self.model, function, *args)
         return function(self.ours, *args)
 
     def close(self) -> None:
@@ -76,8 +77,8 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def both(stock: Build, smollm2: Path) -> Iterator[Pair]:
-    pair = Pair(stock.lib, smollm2)
+def both(stock: Build, llama_cpp: Path, smollm2: Path) -> Iterator[Pair]:
+    pair = Pair(stock.lib, llama_cpp, smollm2)
     yield pair
     pair.close()
 
@@ -593,15 +594,17 @@ numpy.save(sys.argv[3], llm.scores[: len(tokens)])
 """
 
 
-def test_compat(stock: Build, smollm2: Path, zeroed: Any, tokens: list[int], tmp_path: Path) -> None:
-    done = python(COMPAT, smollm2, tokens[:24], tmp_path / "scores.npy")
+def test_compat(
+    stock: Build, llama_cpp: Path, smollm2: Path, zeroed: Any, tokens: list[int], tmp_path: Path
+) -> None:
+    done = python(COMPAT, smollm2, tokens[:24], tmp_path / "scores.npy", first=llama_cpp)
     assert done.returncode == 0, done.stderr
     expected = stock.worker.call(logits, zeroed([13, 14, 25]), tokens[:24], n_single=0)
     assert np.array_equal(np.load(tmp_path / "scores.npy"), expected)
 
 
-def test_compat_after_llama_cpp(stock: Build) -> None:
-    done = python("import llama_cpp, llama_skip.compat", LLAMA_CPP_LIB_PATH=str(stock.lib))
+def test_compat_after_llama_cpp(stock: Build, llama_cpp: Path) -> None:
+    done = python("import llama_cpp, llama_skip.compat", first=llama_cpp, LLAMA_CPP_LIB_PATH=str(stock.lib))
     assert "RuntimeError: llama_cpp is already imported: import llama_skip.compat before it" in done.stderr
     assert done.returncode == 1
 

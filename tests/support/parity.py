@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -128,9 +129,11 @@ class Side:
 _theirs: Side | None = None
 
 
-def on_theirs(library: Any, model: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function with llama_cpp's Side, in the process that holds `library` and no other."""
+def on_theirs(library: Any, package: str, model: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function with the Side of `package`'s llama_cpp, in the process that holds `library` alone."""
     global _theirs
+    if package not in sys.path:
+        sys.path.insert(0, package)
     os.environ["LLAMA_CPP_LIB_PATH"] = str(library.folder)
     _theirs = _theirs or Side("llama_cpp", model)
     return function(_theirs, *args)

