@@ -1,7 +1,7 @@
 """Run GGUF models with chosen transformer blocks left out at load time.
 
 >>> from llama_skip import Llama
->>> llm = Llama("model.gguf", skip_layers="10-20")
+>>> llm = Llama("model.gguf", skip_layers="13-14,25")
 >>> llm("Once upon a time,", max_tokens=32)["choices"][0]["text"]
 
 Blocks are numbered as in the file, from 0, and ranges are inclusive. Everything is imported when first used.
