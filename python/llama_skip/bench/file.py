@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llama_skip.files.identity import Identity, TextInfo
-from llama_skip.files.store import StrPath, write_json
+from llama_skip.files.store import Format, StrPath, write_json
 from llama_skip.files.table import markdown
 
-FORMAT = "llama-skip-bench"
+FORMAT = Format("llama-skip-bench", version=1)
 NOT_COLD = 0.01  # of the bytes of disk blocks, in the page cache
 FULL, UNREPACKED = "full model", "full model, not repacked"
 WARM, COLD, STRICT = "on disk", "on disk, cold page cache", "on disk, strict"

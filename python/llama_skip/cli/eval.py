@@ -13,7 +13,6 @@ from llama_skip.cli.command import Parser, UsageError, run
 from llama_skip.cli.options import add_model_options, add_text_options, model_options
 from llama_skip.eval.evaluate import N_WINDOWS, evaluate
 from llama_skip.eval.file import FORMAT, table, to_json
-from llama_skip.files.store import VERSION
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +61,7 @@ def _eval(args: argparse.Namespace) -> int:
         **options,
     )
     if args.json:
-        print(json.dumps({"format": FORMAT, "version": VERSION, **to_json(found)}, indent=1))
+        print(json.dumps({**FORMAT._asdict(), **to_json(found)}, indent=1))
         return 0
     print("\n".join(table(found.rows)))
     print(

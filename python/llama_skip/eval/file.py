@@ -8,11 +8,11 @@ from typing import Any
 
 from llama_skip.files import identity
 from llama_skip.files.identity import Identity, TextInfo
-from llama_skip.files.store import StrPath, read_json, typed, write_json
+from llama_skip.files.store import Format, StrPath, read_json, typed, write_json
 from llama_skip.files.table import aligned
 from llama_skip.model.loaded import DeviceMemory
 
-FORMAT = "llama-skip-eval"
+FORMAT = Format("llama-skip-eval", version=1)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,19 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import msgspec
 
 StrPath = str | os.PathLike[str]
-VERSION = 1
 T = TypeVar("T")
+
+
+class Format(NamedTuple):
+    """What a JSON file is, and the version that this program writes and reads."""
+
+    format: str
+    version: int
 
 
 @contextmanager
@@ -81,7 +87,7 @@ def is_one_of(path: StrPath, others: Iterable[StrPath]) -> bool:
     return os.path.exists(path) and any(os.path.samefile(path, other) for other in others)
 
 
-def write_json(path: StrPath, kind: str, content: Mapping[str, Any]) -> None:
+def write_json(path: StrPath, kind: Format, content: Mapping[str, Any]) -> None:
     """Write `content` as JSON of the format `kind`.
 
     Raises:
@@ -93,16 +99,16 @@ def write_json(path: StrPath, kind: str, content: Mapping[str, Any]) -> None:
         file.write(text.encode() + b"\n")
 
 
-def json_text(kind: str, content: Mapping[str, Any]) -> str:
+def json_text(kind: Format, content: Mapping[str, Any]) -> str:
     """Return `content` as JSON of the format `kind`.
 
     Raises:
         ValueError: a NaN or an infinity, which JSON does not have.
     """
-    return json.dumps({"format": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
+    return json.dumps({**kind._asdict(), **content}, indent=1, allow_nan=False)
 
 
-def read_json(path: StrPath, *kinds: str) -> dict[str, Any]:
+def read_json(path: StrPath, *kinds: Format) -> dict[str, Any]:
     """Return what write_json() wrote.
 
     Args:
@@ -116,17 +122,19 @@ def read_json(path: StrPath, *kinds: str) -> dict[str, Any]:
     return parse_json(Path(path).read_bytes(), path, *kinds)
 
 
-def parse_json(text: str | bytes, path: StrPath, *kinds: str) -> dict[str, Any]:
+def parse_json(text: str | bytes, path: StrPath, *kinds: Format) -> dict[str, Any]:
     """Return what json_text() made, as read_json() does; `path` is for messages."""
     try:
         content: Any = json.loads(text)
     except ValueError as err:
         raise ValueError(f"{path}: not a JSON file: {err}") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found not in kinds:
-        raise ValueError(f"{path}: expected a file of format {' or '.join(kinds)}, not {found}")
-    if content.get("version") != VERSION:
-        raise ValueError(f"{path}: version {content.get('version')} of {found}, this program knows {VERSION}")
+    found = str(content.get("format")) if isinstance(content, dict) else None
+    versions = dict(kinds)
+    if found not in versions:
+        raise ValueError(f"{path}: expected a file of format {' or '.join(versions)}, not {found}")
+    version, known = content.get("version"), versions[found]
+    if version != known:
+        raise ValueError(f"{path}: version {version} of {found}, this program knows {known}")
     return dict(content)
 
 

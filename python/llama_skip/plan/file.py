@@ -12,11 +12,20 @@ import gguf
 
 from llama_skip.files import identity
 from llama_skip.files.identity import Identity
-from llama_skip.files.store import StrPath, json_text, parse_json, read_json, replacing, typed, write_json
+from llama_skip.files.store import (
+    Format,
+    StrPath,
+    json_text,
+    parse_json,
+    read_json,
+    replacing,
+    typed,
+    write_json,
+)
 from llama_skip.plan import bypass
 from llama_skip.plan.bypass import Bypass, Tensor
 
-FORMAT = "llama-skip-plan"
+FORMAT = Format("llama-skip-plan", version=1)
 KEY = "skip.plan_file"  # in a GGUF: what the JSON file would hold
 
 

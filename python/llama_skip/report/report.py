@@ -10,7 +10,7 @@ from llama_skip.errors import MIB
 from llama_skip.eval import file as evalfile
 from llama_skip.eval.file import EvalRow, Evaluation, read_evaluation
 from llama_skip.files.identity import check_same
-from llama_skip.files.store import StrPath, check_writable, read_json, replacing
+from llama_skip.files.store import Format, StrPath, check_writable, read_json, replacing
 from llama_skip.plan import file as planfile
 from llama_skip.plan.file import Plan, is_gguf, read_plan
 from llama_skip.report import charts, page
@@ -18,7 +18,7 @@ from llama_skip.report.charts import Point
 from llama_skip.score.file import Score, read_score
 
 Other = Plan | Evaluation | StrPath
-READERS: dict[str, Callable[[StrPath], Plan | Evaluation]] = {
+READERS: dict[Format, Callable[[StrPath], Plan | Evaluation]] = {
     planfile.FORMAT: read_plan,
     evalfile.FORMAT: read_evaluation,
 }
@@ -88,7 +88,10 @@ def points_of(score: Score, others: Iterable[Other]) -> tuple[list[Point], list[
 
 
 def _read(path: StrPath) -> Plan | Evaluation:
-    return read_plan(path) if is_gguf(path) else READERS[read_json(path, *READERS)["format"]](path)
+    if is_gguf(path):
+        return read_plan(path)
+    name = read_json(path, *READERS)["format"]
+    return next(read for kind, read in READERS.items() if kind.format == name)(path)
 
 
 def _of_plan(plan: Plan, name: str, score: Score) -> Point:

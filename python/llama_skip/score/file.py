@@ -8,9 +8,9 @@ from typing import Any
 from llama_skip.errors import ArgumentError
 from llama_skip.files import identity
 from llama_skip.files.identity import Identity, TextInfo
-from llama_skip.files.store import StrPath, read_json, typed, write_json
+from llama_skip.files.store import Format, StrPath, read_json, typed, write_json
 
-FORMAT = "llama-skip-score"
+FORMAT = Format("llama-skip-score", version=1)
 
 
 @dataclass(frozen=True)
