@@ -48,6 +48,7 @@ from llama_skip.measure.text import read_text
 from llama_skip.plan import bypass
 from llama_skip.plan.bypass import Bypass
 from llama_skip.plan.file import Plan, write_plan
+from llama_skip.plan.found import Found
 from llama_skip.progress import progress
 from llama_skip.score.file import share_of_blocks
 from llama_skip.skipset import gaps, ranges_text
@@ -86,7 +87,7 @@ class Scales(Healer):
 
 def baseline(model: Path, fill: str, blocks: list[int], args: argparse.Namespace) -> Plan:
     """Return the plan with the gaps filled in order, each fitted on what those before it leave."""
-    plan = Plan(identify(model), ranges_text(blocks), found={"method": fill})
+    plan = Plan(identify(model), ranges_text(blocks), found=Found(fill))
     if fill == "identity":
         return plan
     with Llama(model, n_ctx=args.ctx_size, hidden_states=True, verbose=False, **options(args)) as llm:

@@ -79,4 +79,4 @@ def test_the_baselines_are_what_they_are_called(run: tuple[Path, list[dict[str, 
     for part in plans["full map"].bypass:
         n_embd = plans["full map"].model.n_embd
         assert (part.rank, part.norm_eps) == (n_embd, None)
-    assert "heal" in plans["healed"].found
+    assert plans["healed"].found.heal

@@ -48,8 +48,9 @@ def score(about: Any) -> Any:
 
 def plan(about: Any, layers: str = "1-2", **found: Any) -> Any:
     from llama_skip.plan.file import Plan
+    from llama_skip.plan.found import Found
 
-    return Plan(about, layers, found={"method": "greedy", **found})
+    return Plan(about, layers, found=Found("greedy", **found))
 
 
 def test_what_a_copy_says(small: Path, about: Any, score: Any, tmp_path: Path) -> None:

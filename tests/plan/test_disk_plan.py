@@ -11,6 +11,7 @@ from llama_skip import Llama, annotate_model, bake_model, bench_model, evaluate,
 from llama_skip.files.identity import identify
 from llama_skip.plan.disk import plan_disk
 from llama_skip.plan.file import Plan, read_plan, write_plan
+from llama_skip.plan.found import Found
 from llama_skip.score.file import Score
 from support.builds import Build
 from support.rpc import Proxy
@@ -46,7 +47,7 @@ def test_no_more_blocks_on_disk_than_it_takes(
     options = {"n_ctx": N_CTX, "rpc_servers": device.endpoint, **ONE}
     left_out = plan_memory(six, score, mib, **options)
     plan = plan_disk(six, score, left_out, share=1e-9, n_timed=2, **options)
-    assert (plan.skip_layers, plan.found["kld"], plan.found["target"]) == ("", 0, left_out.found["target"])
+    assert (plan.skip_layers, plan.found.kld, plan.found.target) == ("", 0, left_out.found.target)
     on_disk = planning_blocks(plan.disk_layers)
     assert on_disk == list(range(len(on_disk))) and len(on_disk) >= n_out
     assert device_mib(six, device.endpoint, disk_layers=on_disk) <= mib
@@ -54,9 +55,9 @@ def test_no_more_blocks_on_disk_than_it_takes(
     assert plan.runtime is not None
     taken = sum(sum(m.values()) for m in plan.runtime["memory"].values())
     assert taken == device_mib(six, device.endpoint, disk_layers=on_disk, dry_run=True) <= mib
-    costs = plan.found["disk"]
-    assert costs["tokens_per_s"] > 0 < costs["left_out_tokens_per_s"]
-    assert (costs["left_out_instead"], costs["left_out_kld"]) == (left_out.skip_layers, left_out.found["kld"])
+    costs = plan.found.disk
+    assert costs.tokens_per_s > 0 < costs.left_out_tokens_per_s
+    assert (costs.left_out_instead, costs.left_out_kld) == (left_out.skip_layers, left_out.found.kld)
 
 
 def test_what_is_chosen_is_fast_enough(six: Path, score: Score, device: Proxy, used: Used) -> None:
@@ -65,8 +66,8 @@ def test_what_is_chosen_is_fast_enough(six: Path, score: Score, device: Proxy, u
     left_out = plan_memory(six, score, mib, **options)
     for share in (0.9, 1):
         plan = plan_disk(six, score, left_out, share=share, n_timed=2, **options)
-        costs = plan.found["disk"]
-        assert costs["tokens_per_s"] >= share * costs["left_out_tokens_per_s"]
+        costs = plan.found.disk
+        assert costs.tokens_per_s >= share * costs.left_out_tokens_per_s
         n_out = len(planning_blocks(plan.skip_layers))
         assert planning_blocks(plan.skip_layers) == sorted(ORDER[:n_out])
         assert (n_out == 3) == (plan.disk_layers == "")
@@ -96,7 +97,7 @@ def test_the_command(
     plan = read_plan(output)
     n = len(planning_blocks(plan.disk_layers))
     assert out.startswith(f"--disk-layers {plan.disk_layers} -c 256 ")
-    assert f"without {plan.found['disk']['left_out_instead']}, nothing on disk: KL divergence 0.2000" in err
+    assert f"without {plan.found.disk.left_out_instead}, nothing on disk: KL divergence 0.2000" in err
     assert f"with blocks {plan.disk_layers} on disk: KL divergence 0.0000, perplexity 10.000" in err
     device.tensors.clear()
     device.allocated.clear()
@@ -132,7 +133,7 @@ def test_plans_with_disk_blocks_elsewhere(tiny: Path, tmp_path: Path) -> None:
     """What can use them does, the rest refuses them."""
     text = tmp_path / "text.txt"
     text.write_text("One fish, two fish, red fish, blue fish. " * 40)
-    about = Plan(identify(tiny), "1", disk_layers="2-3", found={"method": "given"})
+    about = Plan(identify(tiny), "1", disk_layers="2-3", found=Found("given"))
     path = tmp_path / "disk.json"
     write_plan(path, about)
     assert json.loads(path.read_text())["disk_layers"] == "2-3"

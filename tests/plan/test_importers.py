@@ -49,7 +49,7 @@ def test_a_row_of_blocks(small: Path, tmp_path: Path) -> None:
         plan = import_file(path, "2,0,3,1\n", small, n_blocks=n)
         assert plan.skip_layers == layers and plan.skip_scale == ""
     assert plan.model == identify(small)
-    assert plan.found == {"method": "shortened-llm", "imported": "block_order.csv"}
+    assert plan.found.to_json() == {"method": "shortened-llm", "imported": "block_order.csv"}
 
 
 def test_layerinfo_gives_its_own_list_or_its_most_similar_blocks(small: Path, tmp_path: Path) -> None:
@@ -59,7 +59,11 @@ def test_layerinfo_gives_its_own_list_or_its_most_similar_blocks(small: Path, tm
     # as the fork does where it has no list of that length: never the last block
     plan = import_file(path, text, small, n_blocks=1)
     assert plan.skip_layers == "1"
-    assert plan.found == {"method": "layerinfo", "score": "imatrix-cosine-bi", "imported": path.name}
+    assert plan.found.to_json() == {
+        "method": "layerinfo",
+        "score": "imatrix-cosine-bi",
+        "imported": path.name,
+    }
     assert import_file(path, text, small, n_blocks=3).skip_layers == "0-2"
     with pytest.raises(ValueError, match="4 blocks are not possible, it orders 3"):
         import_file(path, text, small, n_blocks=4)
@@ -82,7 +86,7 @@ def test_swift_gives_the_blocks_that_go_whole(small: Path, tmp_path: Path) -> No
     path = tmp_path / "skip_layers.json"
     plan = import_file(path, json.dumps(SWIFT), small, entry="tiny_cnndm")
     assert plan.skip_layers == "2-3"
-    assert plan.found == {
+    assert plan.found.to_json() == {
         "method": "swift",
         "entry": "tiny_cnndm",
         "attention_only": "1",
@@ -91,7 +95,7 @@ def test_swift_gives_the_blocks_that_go_whole(small: Path, tmp_path: Path) -> No
     }
     one = json.dumps({"tiny": {"attention": [1], "mlp": [1]}})
     plan = import_file(path, one, small)
-    assert plan.skip_layers == "1" and "attention_only" not in plan.found
+    assert plan.skip_layers == "1" and plan.found.attention_only is None
 
 
 @pytest.mark.parametrize(

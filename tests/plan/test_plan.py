@@ -69,12 +69,12 @@ def test_a_target_is_a_prefix(target: dict[str, Any], layers: str) -> None:
     plan = plan_blocks(SCORE, **target)
     assert plan.skip_layers == layers
     assert plan.model == MODEL
-    assert plan.found["method"] == "greedy"
-    assert plan.found["target"] == target
-    assert plan.found["text"]["name"] == "text.txt"
+    assert plan.found.method == "greedy"
+    assert plan.found.target == target
+    assert plan.found.text.name == "text.txt"
     n = len(planning_blocks(layers))
     expected = (SCORE.path[n - 1].kld, SCORE.path[n - 1].perplexity) if n else (0.0, 10.0)
-    assert (plan.found["kld"], plan.found["perplexity"]) == expected
+    assert (plan.found.kld, plan.found.perplexity) == expected
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_without_a_device_it_is_the_host_that_counts(six: Path, score: Score) ->
         plan = plan_memory(six, score, size, n_ctx=N_CTX, devices=[], **ONE)
         first = next(n for n, other in enumerate(sizes) if other <= size)
         assert planning_blocks(plan.skip_layers) == sorted(ORDER[:first])
-        assert plan.found["target"]["place"] == "on the host"
+        assert plan.found.target["place"] == "on the host"
 
 
 OPTIONS: dict[str, Any] = {"devices": [], "n_gpu_layers": -1, "verbose": False, **ONE}
@@ -212,7 +212,7 @@ def test_the_command_for_memory(
     assert same(rows[1], skipping)
     assert same(rows[2], other)
     best = next(a["name"] for a in found.values() if a["recommended"])
-    assert plan.found["recommended"] == best
+    assert plan.found.recommended == best
     assert ("not recommended" in err) == (best != "leave blocks out")
 
 
@@ -362,7 +362,7 @@ def test_the_command_from_a_score(
         code, out, err = run(capsys, *source, "--max-kld", 0.25, "-o", output)
         assert (code, shlex.split(out)) == (0, ["--skip-layers", "2,5"])
         assert "without 2,5: KL divergence 0.2000, perplexity 12.000 instead of 10.000" in err
-        assert read_plan(output).found["target"] == {"max_kld": 0.25}
+        assert read_plan(output).found.target == {"max_kld": 0.25}
     code, out, err = run(capsys, score_file, "--max-kld", 0.01)
     assert (code, out) == (0, "\n")
     assert "the first is block" in err
@@ -419,7 +419,7 @@ def test_a_speedup(smollm2: Path, six: Path, score: Score) -> None:
     plan = plan_speed(smollm2, long, 1.05, n_timed=3, **OPTIONS)
     n = len(planning_blocks(plan.skip_layers))
     assert plan.skip_layers == plan_blocks(long, blocks=n).skip_layers != ""
-    assert plan.found["speedup"] >= 1.05
+    assert plan.found.speedup >= 1.05
     with pytest.raises(ValueError, match=r"a speedup of 1000: leaving out all 4 blocks .* gives \d+\.\d\d:"):
         plan_speed(six, score, 1000, **OPTIONS)
     with pytest.raises(ValueError, match="speedup: 1 is out of range, expected over 1"):

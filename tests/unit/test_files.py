@@ -12,6 +12,7 @@ from llama_skip.eval.file import EvalRow, Evaluation, write_evaluation
 from llama_skip.files.identity import Identity, TextInfo
 from llama_skip.model.loaded import DeviceMemory
 from llama_skip.plan.file import Plan
+from llama_skip.plan.found import Found
 from llama_skip.score.file import BlockScore, Score, Step
 
 MODEL = Identity("a.gguf", "0" * 16, "1" * 16, "llama", 4, 64, 100, "F32", 1000)
@@ -27,7 +28,7 @@ EVALUATION = Evaluation(
     *(MODEL, TEXT, {"n_ctx": 32}),
     rows=[ROW, EvalRow(**{**vars(ROW), "memory": {"CPU": DeviceMemory(1, 2, 3)}})],
 )
-PLAN = Plan(MODEL, "1-2", "1:0.5", found={"method": "given"}, alternatives=[{"name": "a"}])
+PLAN = Plan(MODEL, "1-2", "1:0.5", found=Found("given"), alternatives=[{"name": "a"}])
 KINDS: dict[str, tuple[Any, Any, Any]] = {
     "score": (write_score, read_score, SCORE),
     "evaluation": (write_evaluation, read_evaluation, EVALUATION),

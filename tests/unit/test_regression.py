@@ -16,6 +16,7 @@ from llama_skip.measure.weights import EPS
 from llama_skip.plan import bypass
 from llama_skip.plan.bypass import Bypass
 from llama_skip.plan.file import FORMAT, Plan, is_gguf, read_plan, write_plan
+from llama_skip.plan.found import Found
 
 N, N_EMBD = 400, 24
 MODEL = Identity("m.gguf", "0" * 16, "1" * 16, "llama", 6, N_EMBD, 100, "F16", 1000)
@@ -126,7 +127,7 @@ def test_a_huge_token_does_not_rule(streams: tuple[np.ndarray, np.ndarray]) -> N
 
 
 def plan(**parts: object) -> Plan:
-    return replace(Plan(MODEL, "1,3-4", found={"method": "given"}), **parts)
+    return replace(Plan(MODEL, "1,3-4", found=Found("given")), **parts)
 
 
 def some_bypass(rank: int = 3) -> list[Bypass]:

@@ -154,9 +154,10 @@ def test_a_plan_is_baked_and_recorded(small: Path, tmp_path: Path) -> None:
     from llama_skip import bake_model
     from llama_skip.files.identity import identify
     from llama_skip.plan.file import Plan, write_plan
+    from llama_skip.plan.found import Found
 
     about = identify(small)
-    plan = Plan(about, "1", found={"method": "greedy"})
+    plan = Plan(about, "1", found=Found("greedy"))
     write_plan(tmp_path / "plan.json", plan)
     for given in (plan, tmp_path / "plan.json"):
         baked = bake_model(small, tmp_path / "baked.gguf", plan=given)

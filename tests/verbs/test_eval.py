@@ -19,6 +19,7 @@ from llama_skip.eval.file import read_evaluation
 from llama_skip.files.identity import identify
 from llama_skip.measure import perplexity
 from llama_skip.plan.file import Plan, write_plan
+from llama_skip.plan.found import Found
 from support.builds import Build
 from support.shared.prose import PROSE
 from support.shared.tools import text, tool_perplexity
@@ -125,7 +126,7 @@ def test_kl_divergence_of_llama_perplexity(ours: Build, smollm2: Path, text: Pat
 
 def test_rows_are_what_they_say(tiny: Path, text: Path, tmp_path: Path) -> None:
     plan = tmp_path / "mine.json"
-    write_plan(plan, Plan(identify(tiny), "1-2", "1:0.5", found={"method": "given"}))
+    write_plan(plan, Plan(identify(tiny), "1-2", "1:0.5", found=Found("given")))
     kwargs: dict[str, Any] = {"text": text, "n_ctx": 64, "n_windows": 2, "use_mmap": False, **ONE}
     found = evaluate(tiny, [[3], "none", "3"], plans=[plan, plan], also=[tiny], **kwargs)
     full, three, planned = found.rows

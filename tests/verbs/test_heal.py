@@ -47,11 +47,11 @@ def windows_of(model: Path, text: Path) -> list[list[int]]:
 
 def test_every_choice_is_the_least_of_its_trials(healed: Path, model: Path, text: Path) -> None:
     plan = read_plan(healed)
-    heal = plan.found["heal"]
-    assert plan.skip_layers == LAYERS and [gap["gap"] for gap in heal["gaps"]] == [0, 2, 5]
+    heal = plan.found.heal
+    assert plan.skip_layers == LAYERS and [gap["gap"] for gap in heal.gaps] == [0, 2, 5]
     parts = {part.gap: part for part in plan.bypass}
     factors = skipset.parse_scale(plan.skip_scale)
-    for gap in heal["gaps"]:
+    for gap in heal.gaps:
         tiers = {trial["tier"] for trial in gap["trials"]}
         assert tiers == set(TIERS)
         best = min(gap["trials"], key=lambda trial: trial["kld"])
@@ -60,9 +60,9 @@ def test_every_choice_is_the_least_of_its_trials(healed: Path, model: Path, text
             assert factors[gap["gap"]] == best["factor"]
         elif best["tier"] != "identity":
             assert (parts[gap["gap"]].tier, parts[gap["gap"]].rank) == (best["tier"], best.get("rank", 0))
-    assert plan.found["kld"] == heal["gaps"][-1]["trials"][0]["kld"]
+    assert plan.found.kld == heal.gaps[-1]["trials"][0]["kld"]
     # each gap begins where the one before it ended
-    for before, after in zip(heal["gaps"], heal["gaps"][1:], strict=False):
+    for before, after in zip(heal.gaps, heal.gaps[1:], strict=False):
         identity = next(trial for trial in after["trials"] if trial["tier"] == "identity")
         assert identity["kld"] == before["trials"][0]["kld"]
 
@@ -85,8 +85,8 @@ def test_it_diverges_less_as_loaded(healed: Path, model: Path, text: Path) -> No
         return float(np.concatenate(found).mean())
 
     plan = read_plan(healed)
-    assert divergence(f"@{healed}") == pytest.approx(plan.found["kld"], rel=1e-9)
-    assert plan.found["kld"] < 0.8 * divergence(LAYERS)
+    assert divergence(f"@{healed}") == pytest.approx(plan.found.kld, rel=1e-9)
+    assert plan.found.kld < 0.8 * divergence(LAYERS)
 
 
 def test_the_streams_are_those_of_the_models(model: Path, text: Path, tmp_path: Path, make: Any) -> None:
@@ -148,7 +148,7 @@ def test_a_stopped_run_goes_on(healed: Path, model: Path, text: Path, tmp_path: 
 
 def test_a_rank_is_kept(model: Path, text: Path) -> None:
     plan = healed_plan(model, text, skip_layers="2", rank=3)
-    ranks = {trial["rank"] for trial in plan.found["heal"]["gaps"][0]["trials"] if trial["tier"] == "linear"}
+    ranks = {trial["rank"] for trial in plan.found.heal.gaps[0]["trials"] if trial["tier"] == "linear"}
     assert ranks <= {3, 1} and 3 in ranks
 
 
@@ -209,16 +209,16 @@ def test_own_writing_beside_a_text(
 
     monkeypatch.setattr(healer.Healer, "heal", noted)
     plan = healed_plan(model, text, skip_layers="5", own_writing=1 / 3)
-    file, own = plan.found["heal"]["texts"]
-    assert (file["source"], file["n_windows"]) == ("file", N_WINDOWS - 2)
-    assert (own["source"], own["n_windows"]) == ("self", 2)
+    file, own = plan.found.heal.texts
+    assert (file.source, file.n_windows) == ("file", N_WINDOWS - 2)
+    assert (own.source, own.n_windows) == ("self", 2)
     windows = windows_of(model, text)[: N_WINDOWS - 2]
     assert seen[0].held_out[0] == windows[-1] and seen[0].fitted_on[:-1] == windows[:-1]
     assert len(seen[0].held_out) == 2 and len(seen[0].fitted_on) == N_WINDOWS - 2
     # of a text that is short there is less of it
     plan = healed_plan(model, text, skip_layers="5", n_tokens=100 * N_CTX, own_writing=0.25)
-    file, own = plan.found["heal"]["texts"]
-    assert (file["n_windows"], own["n_windows"]) == (N_WINDOWS + 1, 2)
+    file, own = plan.found.heal.texts
+    assert (file.n_windows, own.n_windows) == (N_WINDOWS + 1, 2)
 
 
 def test_command(model: Path, text: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_longer_path_goes_on(healed: Score, model: Path, text: Path, tmp_path:
 
 def test_plans_have_the_scales(healed: Score, model: Path, text: Path) -> None:
     plan = plan_blocks(healed, blocks=2)
-    assert plan.skip_scale == healed.path[1].skip_scale and "skip_scale" not in plan.found
+    assert plan.skip_scale == healed.path[1].skip_scale and "skip_scale" not in plan.found.to_json()
     with pytest.raises(ValueError, match="auto: cannot"):
         score_entries(healed)
     with pytest.raises(scoring.OtherSettingsError, match="heal"):

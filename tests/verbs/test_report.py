@@ -17,6 +17,7 @@ from llama_skip.eval.file import EvalRow, Evaluation, write_evaluation
 from llama_skip.files.identity import Identity, TextInfo
 from llama_skip.model.loaded import DeviceMemory
 from llama_skip.plan.file import Plan, write_plan
+from llama_skip.plan.found import Found
 from llama_skip.score.file import BlockScore, Score, Step, write_score
 
 pytest.importorskip("matplotlib")
@@ -47,7 +48,7 @@ PATH = [
     Step(0, 44.125, 0.9, 0.98765, 0.02, 0.5, 510, 2 * BLOCK),
 ]
 SCORE = Score(MODEL, TEXT, {"n_ctx": 512, "text": None}, True, 15.75, 0.3, BLOCKS, ANGULAR, PATH)
-PLAN = Plan(MODEL, "0-2+2", found={"kld": 0.98765, "perplexity": 44.125, "perplexity_full": 15.75})
+PLAN = Plan(MODEL, "0-2+2", found=Found(kld=0.98765, perplexity=44.125, perplexity_full=15.75))
 
 
 def row(name: str, layers: str, weights: float, kld: float, file_id: str = MODEL.file_id) -> EvalRow:
@@ -254,7 +255,7 @@ def test_another_file_of_the_model_is_noted(tmp_path: Path) -> None:
     other = replace(
         PLAN,
         model=replace(MODEL, file_id="e" * 16, file_type="Q8_0", weights_bytes=40 * MIB),
-        found={"bytes": 8 * MIB},
+        found=Found(bytes=8 * MIB),
     )
     (note,) = write_report(SCORE, [other], tmp_path / "report.html")
     assert "other weights" in note
@@ -266,7 +267,7 @@ def test_another_file_of_the_model_is_noted(tmp_path: Path) -> None:
 
 def test_a_plan_of_which_only_the_identities_are_known(tmp_path: Path) -> None:
     bare = replace(MODEL, name="", architecture="", n_layer=0, n_embd=0, file_type="", weights_bytes=0)
-    found = {"bytes": 8 * MIB, "kld": 0.5}
+    found = Found(bytes=8 * MIB, kld=0.5)
     other = Plan(replace(bare, file_id="e" * 16), "2", found=found)
     (note,) = write_report(SCORE, [Plan(bare, "2", found=found), other], tmp_path / "report.html")
     assert note.startswith("plan was made with another file: ")

@@ -123,7 +123,7 @@ def _record(about: Identity, blocks: list[int], out: set[int], plan: Plan | None
         "file_id": about.file_id,
         "name": about.name,
         "layers": ranges_text(out),
-        "method": str(plan.found.get("method", "given")) if plan else "given",
+        "method": plan.found.method if plan else "given",
     }
     return [
         make_entry("skip.bake.version", Kind.UINT32, 1),

@@ -35,12 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     plan = import_plan(args.file, args.model, n_blocks=args.blocks, entry=args.entry)
-    for key, what in (("attention_only", "attention"), ("feed_forward_only", "feed-forward")):
-        if key in plan.found:
-            print(
-                f"not in the plan, which holds whole blocks: {what} alone of {plan.found[key]}",
-                file=sys.stderr,
-            )
+    halves = {"attention": plan.found.attention_only, "feed-forward": plan.found.feed_forward_only}
+    for what, blocks in halves.items():
+        if blocks:
+            print(f"not in the plan, which holds whole blocks: {what} alone of {blocks}", file=sys.stderr)
     write_plan(args.output, plan)
     print(f"{args.output}: --skip-layers {plan.skip_layers}")
     return 0

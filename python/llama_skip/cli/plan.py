@@ -207,7 +207,7 @@ def _with_alternatives(plan: Plan, left_out: Plan, args: argparse.Namespace, opt
         _say(line)
     _say(f"on {info.name}, {info.n_windows} windows of {info.n_ctx} tokens")
     recommended = next(a.name for a in compared if a.recommended)
-    found_by = {**plan.found, "recommended": recommended}
+    found_by = replace(plan.found, recommended=recommended)
     return replace(plan, found=found_by, alternatives=[asdict(a) for a in compared])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from llama_skip.measure.candidates import text_windows
 from llama_skip.measure.text import read_text
 from llama_skip.model.options import DEFAULTS
 from llama_skip.plan.file import Plan, read_plan, write_plan
+from llama_skip.plan.found import Found, Healing
 from llama_skip.progress import progress
 
 N_TOKENS = 32768
@@ -68,7 +69,7 @@ def heal_plan(
         options: further arguments of `Llama`.
 
     Returns:
-        The plan; its `found["heal"]` has every trial. Its file is a GGUF where a gap has tensors, else JSON.
+        The plan; its `found.heal` has every trial. Its file is a GGUF where a gap has tensors, else JSON.
 
     Raises:
         ValueError: nothing is left out, a bad set, the plan of another model, a text that is too short, or
@@ -91,15 +92,14 @@ def heal_plan(
     fresh = replace(fresh, skip_layers=skipset.ranges_text(blocks))
     with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **{**DEFAULTS, **options}) as llm:
         windows, infos = _texts(llm, text, n_ctx, n_tokens // n_ctx, own_writing, show_progress)
-        settings = {"rank": rank, "ridges": list(healer.RIDGES)}
-        fresh.found["heal"] = {"texts": [asdict(info) for info in infos], **settings, "gaps": []}
+        fresh = _with_healing(fresh, Healing(infos, rank, list(healer.RIDGES)))
         gaps = skipset.gaps(blocks)
         n_held = sum(len(healer.held_out(of_text)) for of_text in windows)
         n_steps = len(gaps) * (sum(map(len, windows)) - n_held + healer.N_TRIALS * n_held)
         with progress(n_steps, shown=show_progress) as bar, TemporaryDirectory() as folder:
             work = Healer(llm, windows, blocks, block_bytes(model_path), rank, Path(folder), bar)
             healed = _begun(fresh, output)
-            done = len(healed.found["heal"]["gaps"])
+            done = len(_healing(healed).gaps)
             bar.step(n_steps * done // len(gaps))
             for gap in gaps[done:]:
                 bar.say(f"gap {skipset.ranges_text(gap)}")
@@ -148,16 +148,14 @@ def _unhealed(
     if (plan is None) == (skip_layers is None):
         raise ValueError("name either a plan or skip_layers")
     if plan is None:
-        return Plan(
-            about, skipset.layers_text(skip_layers, "skip_layers"), found={"method": f"given{HEALED}"}
-        )
+        return Plan(about, skipset.layers_text(skip_layers, "skip_layers"), found=Found(f"given{HEALED}"))
     chosen = plan if isinstance(plan, Plan) else read_plan(plan)
     if line := check_same(chosen.model, about, "the plan"):
         log(line)
     if chosen.disk_scale:
         raise ValueError(f"the plan scales blocks on disk ({chosen.disk_scale}), which cannot be healed")
-    method = str(chosen.found.get("method", "given")).removesuffix(HEALED)
-    return Plan(about, chosen.skip_layers, disk_layers=chosen.disk_layers, found={"method": method + HEALED})
+    method = chosen.found.method.removesuffix(HEALED)
+    return Plan(about, chosen.skip_layers, disk_layers=chosen.disk_layers, found=Found(method + HEALED))
 
 
 def _begun(fresh: Plan, output: StrPath | None) -> Plan:
@@ -166,15 +164,25 @@ def _begun(fresh: Plan, output: StrPath | None) -> Plan:
         return fresh
     found = read_plan(part_path(output))
     same = found.model == fresh.model and found.skip_layers == fresh.skip_layers
-    return found if same and {**found.found.get("heal", {}), "gaps": []} == fresh.found["heal"] else fresh
+    same = same and found.found.heal is not None and replace(found.found.heal, gaps=[]) == fresh.found.heal
+    return found if same else fresh
 
 
 def _recorded(plan: Plan, gap: range, tried: Sequence[Trial]) -> Plan:
     """Return the plan with what was tried for a gap, and with what it costs now."""
     entry = {"gap": gap.start, "n_blocks": len(gap), "trials": [trial.entry() for trial in tried]}
-    heal = {**plan.found["heal"], "gaps": [*plan.found["heal"]["gaps"], entry]}
-    found = {"kld": tried[0].kld, "perplexity": tried[0].perplexity, "heal": heal}
-    return replace(plan, found={**plan.found, **found})
+    healing = _healing(plan)
+    plan = _with_healing(plan, replace(healing, gaps=[*healing.gaps, entry]))
+    return replace(plan, found=replace(plan.found, kld=tried[0].kld, perplexity=tried[0].perplexity))
+
+
+def _with_healing(plan: Plan, healing: Healing) -> Plan:
+    return replace(plan, found=replace(plan.found, heal=healing))
+
+
+def _healing(plan: Plan) -> Healing:
+    assert plan.found.heal is not None
+    return plan.found.heal
 
 
 def _line(gap: range, tried: Sequence[Trial]) -> str:

@@ -200,16 +200,16 @@ def plan_entries(name: str, plan: Plan) -> list[Entry]:
         "scale": plan.skip_scale,
         "disk_layers": plan.disk_layers,
         "disk_scale": plan.disk_scale,
-        "method": str(plan.found.get("method", "given")),
+        "method": plan.found.method,
     }
-    numbers = {key: plan.found.get(key) for key in ("kld", "perplexity")}
+    numbers = {"kld": plan.found.kld, "perplexity": plan.found.perplexity}
     return [
         *_header(prefix, plan.model),
         *(make_entry(f"{prefix}.{key}", Kind.STRING, text) for key, text in texts.items() if text),
         *(
             make_entry(f"{prefix}.{key}", Kind.FLOAT32, value)
             for key, value in numbers.items()
-            if isinstance(value, int | float)
+            if value is not None
         ),
     ]
 

@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from llama_skip import skipset
@@ -17,6 +17,7 @@ from llama_skip.measure import speed as measure
 from llama_skip.model.loaded import DeviceMemory
 from llama_skip.model.options import CACHE_TYPES, cache_types
 from llama_skip.plan.file import Plan
+from llama_skip.plan.found import Found
 from llama_skip.score.file import Score, share_of_blocks
 
 N_PAIRS = 5  # timings of the full model, and as many of a prefix, in turn
@@ -98,20 +99,15 @@ def prefix(score: Score, n_blocks: int, target: Mapping[str, Any], **parts: Any)
         raise ValueError(
             f"the greedy path in the score has {len(score.path)} blocks, {n_blocks} are asked for: {LONGER}"
         )
-    found: dict[str, Any] = {
-        "method": "greedy",
-        "target": dict(target),
-        "metric": score.metric,
-        "kld": 0.0,
-        "perplexity": score.perplexity,
-        "perplexity_full": score.perplexity,
-        "text": asdict(score.text),
-    }
-    if n_blocks:
-        found |= asdict(score.path[n_blocks - 1])
-        del found["block"]
-    blocks = [step.block for step in score.path[:n_blocks]]
-    return Plan(score.model, skipset.ranges_text(blocks), found.pop("skip_scale", ""), found=found, **parts)
+    found = Found("greedy", dict(target), score.metric, perplexity_full=score.perplexity, text=score.text)
+    if n_blocks == 0:
+        found = replace(found, kld=0.0, perplexity=score.perplexity)
+        return Plan(score.model, "", found=found, **parts)
+    last = asdict(score.path[n_blocks - 1])
+    skip_scale = last.pop("skip_scale")
+    del last["block"]
+    blocks = skipset.ranges_text(step.block for step in score.path[:n_blocks])
+    return Plan(score.model, blocks, skip_scale, found=replace(found, **last), **parts)
 
 
 def _longest(within: list[bool]) -> int:
@@ -195,8 +191,7 @@ def plan_speed(
             )
         n_blocks = shortest(n_path, is_fast)
     plan = prefix(score, n_blocks, {"speedup": speedup})
-    plan.found["speedup"] = ratios[n_blocks]
-    return plan
+    return replace(plan, found=replace(plan.found, speedup=ratios[n_blocks]))
 
 
 def measured_speedup(llm: Llama, skip_layers: str, *, n_timed: int = N_TIMED) -> float:

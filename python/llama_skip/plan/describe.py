@@ -15,11 +15,11 @@ def talk(plan: Plan) -> list[str]:
     if plan.skip_layers:
         lines += [
             f"{plan.model.name}, {n_layer} blocks, without {plan.skip_layers}: KL divergence "
-            f"{found['kld']:.4f}, perplexity {found['perplexity']:.3f} instead of "
-            f"{found['perplexity_full']:.3f} ({found['text']['name']}), "
-            f"{found['bytes'] / MIB:.1f} MiB of weights less"
+            f"{found.kld:.4f}, perplexity {found.perplexity:.3f} instead of "
+            f"{found.perplexity_full:.3f} ({found.text.name if found.text else ''}), "
+            f"{(found.bytes or 0) / MIB:.1f} MiB of weights less"
         ]
-    elif "vram" in found["target"] and not plan.disk_layers:
+    elif "vram" in (found.target or {}) and not plan.disk_layers:
         lines += [f"{plan.model.name} fits as it is"]
     elif not plan.disk_layers:
         lines += [f"{plan.model.name}: no block of the greedy path costs as little as that"]
@@ -29,15 +29,15 @@ def talk(plan: Plan) -> list[str]:
                 f"{name if name != 'CPU' else 'host'}: {sum(used.values()):.1f} MiB: weights "
                 f"{used['weights']:.1f}, KV cache {used['kv']:.1f}, compute {used['compute']:.1f}"
             )
-    if "speedup" in found:
-        lines.append(f"single tokens {found['speedup']:.2f} times as fast, measured")
+    if found.speedup is not None:
+        lines.append(f"single tokens {found.speedup:.2f} times as fast, measured")
     return lines
 
 
 def path_end(plan: Plan, found: Score) -> list[str]:
     """Return what to know where a bound allows no block, or where a longer path could allow more."""
     n_path = len(found.path)
-    is_cost = not plan.found["target"].keys().isdisjoint(("max_kld", "max_ppl_ratio"))
+    is_cost = not {"max_kld", "max_ppl_ratio"}.isdisjoint(plan.found.target or {})
     if is_cost and not plan.skip_layers:
         first = found.path[0]
         ratio = first.perplexity / found.perplexity

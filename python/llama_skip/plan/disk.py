@@ -16,6 +16,7 @@ from llama_skip.model.loaded import DeviceMemory
 from llama_skip.plan import choose as planning
 from llama_skip.plan.choose import N_PAIRS, N_TIMED
 from llama_skip.plan.file import Plan
+from llama_skip.plan.found import DiskCosts
 from llama_skip.score.file import Score
 
 SHARE = 0.5  # of the speed with blocks left out
@@ -62,7 +63,8 @@ def plan_disk(
         ValueError: a share out of range, or no device is used.
     """
     planning.check_target(share=share)
-    mib, runtime = left_out.found["target"]["vram"], left_out.runtime or {}
+    target, runtime = left_out.found.target or {}, left_out.runtime or {}
+    mib = target["vram"]
     if "CPU" in runtime.get("memory", {}):
         raise ValueError("blocks on disk free memory of devices, and none is used")
     if not left_out.skip_layers:
@@ -93,19 +95,19 @@ def plan_disk(
     made = planning.prefix(
         score,
         n_blocks,
-        left_out.found["target"],
+        target,
         runtime=planning.runtime(options, best.memory),
         disk_layers=best.disk_layers,
     )
-    made.found["disk"] = {
-        "share": share,
-        "tokens_per_s": best.speed,
-        "left_out_instead": left_out.skip_layers,
-        "left_out_tokens_per_s": base.speed,
-        "left_out_kld": left_out.found["kld"],
-        "left_out_perplexity": left_out.found["perplexity"],
-    }
-    return made
+    costs = DiskCosts(
+        share=share,
+        tokens_per_s=best.speed,
+        left_out_instead=left_out.skip_layers,
+        left_out_tokens_per_s=base.speed,
+        left_out_kld=left_out.found.kld or 0.0,
+        left_out_perplexity=left_out.found.perplexity or 0.0,
+    )
+    return replace(made, found=replace(made.found, disk=costs))
 
 
 def _on_disk(
@@ -149,19 +151,18 @@ def _speed(model_path: StrPath, way: _Way, n_timed: int, options: dict[str, Any]
 
 def talk(plan: Plan) -> Iterator[str]:
     """Yield what either costs: leaving blocks out, and having them on disk."""
-    costs = plan.found.get("disk")
+    costs = plan.found.disk
     if costs is None:
         return
-    ratio = costs["tokens_per_s"] / costs["left_out_tokens_per_s"]
+    ratio = costs.tokens_per_s / costs.left_out_tokens_per_s
     yield (
-        f"without {costs['left_out_instead']}, nothing on disk: KL divergence "
-        f"{costs['left_out_kld']:.4f}, perplexity {costs['left_out_perplexity']:.3f}, "
-        f"{costs['left_out_tokens_per_s']:.1f} tokens/s"
+        f"without {costs.left_out_instead}, nothing on disk: KL divergence {costs.left_out_kld:.4f}, "
+        f"perplexity {costs.left_out_perplexity:.3f}, {costs.left_out_tokens_per_s:.1f} tokens/s"
     )
     if plan.disk_layers:
         yield (
-            f"with blocks {plan.disk_layers} on disk: KL divergence {plan.found['kld']:.4f}, perplexity "
-            f"{plan.found['perplexity']:.3f}, {costs['tokens_per_s']:.1f} tokens/s, {ratio:.2f} times as fast"
+            f"with blocks {plan.disk_layers} on disk: KL divergence {plan.found.kld:.4f}, perplexity "
+            f"{plan.found.perplexity:.3f}, {costs.tokens_per_s:.1f} tokens/s, {ratio:.2f} times as fast"
         )
     else:
-        yield f"blocks on disk instead of fewer left out are less than {costs['share']:g} times as fast"
+        yield f"blocks on disk instead of fewer left out are less than {costs.share:g} times as fast"

@@ -24,6 +24,7 @@ from llama_skip.files.store import (
 )
 from llama_skip.plan import bypass
 from llama_skip.plan.bypass import Bypass, Tensor
+from llama_skip.plan.found import Found
 
 FORMAT = Format("llama-skip-plan", version=1)
 KEY = "skip.plan_file"  # in a GGUF: what the JSON file would hold
@@ -39,7 +40,7 @@ class Plan:
         skip_scale: the factors of its gaps, as for `--skip-scale`, "" for none.
         disk_layers, disk_scale: the blocks that stay on disk, and factors of them, in the same form.
         bypass: what stands in gaps as tensors.
-        found: how: "method", and what that rests on.
+        found: how.
         runtime: for a plan for a given memory, the arguments it rests on beside the blocks.
         alternatives: what else was tried, each a dict with a "name".
     """
@@ -50,7 +51,7 @@ class Plan:
     disk_layers: str = ""
     disk_scale: str = ""
     bypass: list[Bypass] = field(default_factory=list)
-    found: dict[str, Any] = field(default_factory=dict)
+    found: Found = field(default_factory=Found)
     runtime: dict[str, Any] | None = None
     alternatives: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,6 +64,7 @@ def write_plan(path: StrPath, plan: Plan) -> None:
     """
     content = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "bypass"}
     content["model"] = asdict(plan.model)
+    content["found"] = plan.found.to_json()
     if not plan.bypass:
         write_json(path, FORMAT, content)
         return

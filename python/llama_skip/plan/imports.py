@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llama_skip.files import identity
 from llama_skip.files.identity import Identity
 from llama_skip.files.store import StrPath
 from llama_skip.plan.file import Plan
+from llama_skip.plan.found import Found
 from llama_skip.skipset import ranges_text, resolve
 
 
@@ -54,7 +56,7 @@ def import_plan(
     else:
         raise ValueError(f"{name}: neither a layerinfo.json nor a skip_layers.json")
     resolve(model, ranges_text(blocks), "")
-    return Plan(about, ranges_text(blocks), found={**found, "imported": name})
+    return Plan(about, ranges_text(blocks), found=replace(found, imported=name))
 
 
 def _json(text: str, path: StrPath) -> Any:
@@ -91,7 +93,7 @@ def _first(order: Sequence[int], n_blocks: int | None, name: str) -> list[int]:
     return list(order[:n_blocks])
 
 
-Chosen = tuple[list[int], dict[str, Any]]
+Chosen = tuple[list[int], Found]
 
 
 def _from_order(text: str, name: str, about: Identity, n_blocks: int | None) -> Chosen:
@@ -102,12 +104,12 @@ def _from_order(text: str, name: str, about: Identity, n_blocks: int | None) -> 
         order = [int(item) for item in rows[0].split(",")]
     except ValueError:
         raise ValueError(f"{name}: expected one row of blocks separated by commas, nor is it JSON") from None
-    return _first(_blocks(order, name, about), n_blocks, name), {"method": "shortened-llm"}
+    return _first(_blocks(order, name, about), n_blocks, name), Found("shortened-llm")
 
 
 def _from_layerinfo(content: dict[str, Any], name: str, about: Identity, n_blocks: int | None) -> Chosen:
     """As the fork's --skip-layers-budget: its own list, else the most similar blocks, never the last one."""
-    found = {"method": "layerinfo", "score": str(content.get("method", ""))}
+    found = Found("layerinfo", score=str(content.get("method", "")))
     last = content.get("n_layer", about.n_layer)
     if last != about.n_layer:
         raise ValueError(f"{name} is about a model of {last} blocks, {about.name} has {about.n_layer}")
@@ -155,8 +157,9 @@ def _from_swift(
     blocks = sorted(attention & mlp)
     if not blocks:
         raise ValueError(f"{name}, {chosen}: no block is left out whole, attention and feed-forward")
-    halves = {
-        "attention_only": ranges_text(attention - mlp),
-        "feed_forward_only": ranges_text(mlp - attention),
-    }
-    return blocks, {"method": "swift", "entry": chosen, **{k: v for k, v in halves.items() if v}}
+    return blocks, Found(
+        "swift",
+        entry=chosen,
+        attention_only=ranges_text(attention - mlp) or None,
+        feed_forward_only=ranges_text(mlp - attention) or None,
+    )

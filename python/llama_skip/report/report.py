@@ -98,20 +98,19 @@ def _of_plan(plan: Plan, name: str, score: Score) -> Point:
     found = plan.found
     sizes = {block.block: block.weights_bytes for block in score.blocks}
     is_same = plan.model.file_id == score.model.file_id
-    left_out = sum(sizes[il] for il in _blocks(plan.skip_layers)) if is_same else found.get("bytes")
+    left_out = sum(sizes[il] for il in _blocks(plan.skip_layers)) if is_same else found.bytes
     whole = score.model.weights_bytes if is_same else plan.model.weights_bytes
     whole += sum(part.n_bytes for part in plan.bypass)
-    text = found.get("text") or {}
     return Point(
         name=Path(name).stem or plan.skip_layers or "none",
         kind="plan",
         weights=None if left_out is None or not whole else (whole - left_out) / MIB,
-        kld=found.get("kld"),
-        kld_error=found.get("kld_error"),
-        perplexity=found.get("perplexity"),
-        perplexity_full=found.get("perplexity_full"),
-        top1=found.get("top1"),
-        text=text.get("name", ""),
+        kld=found.kld,
+        kld_error=found.kld_error,
+        perplexity=found.perplexity,
+        perplexity_full=found.perplexity_full,
+        top1=found.top1,
+        text=found.text.name if found.text else "",
     )
 
 
