@@ -69,6 +69,9 @@ class Without:
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
 
+    def __repr__(self) -> str:  # in the name of a test
+        return f"Without({self.tokens})"
+
     def __call__(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         changed = np.copy(scores)
         changed[self.tokens] = -1000
