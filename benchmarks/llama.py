@@ -29,10 +29,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from speed import paired
-from support import builds
+
+from comparison import builds
 
 PROMPT = "Once upon a time, in a land far away, there lived a"
 

@@ -27,11 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from support import builds
-from support.libllama import Context, Library, Model, Override, Worker
-from support.oracle import expand, tensors
+from comparison import builds
+from comparison.libllama import Context, Library, Model, Override, Worker
+from comparison.oracle import expand, tensors
 
 N_GENERATE = 32
 PROMPT = list(range(1000, 1016))

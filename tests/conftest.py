@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import builds
-from support.builds import Build
 from support.matrix.arch_files import Base, generated
-from support.oracle import tokens_of, zeroed_copy
 from support.rpc import Proxy, rpc_device
 from support.tiny import blocks, random_model, small_vocab
+
+from comparison import builds
+from comparison.builds import Build
+from comparison.oracle import tokens_of, zeroed_copy
 
 
 @pytest.fixture(scope="session")

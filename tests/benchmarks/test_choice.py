@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_skip.score.file import read_score
-from support.stock_build import ROOT
+
+from comparison.stock_build import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 

@@ -11,7 +11,8 @@ import pytest
 from llama_skip.files.identity import block_bytes
 from llama_skip.heal import heal as healing
 from support.shared.scores import N_CTX, N_WINDOWS, model, text
-from support.stock_build import ROOT
+
+from comparison.stock_build import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 

@@ -12,7 +12,8 @@ import pytest
 from llama_skip import read_evaluation
 from llama_skip.plan.file import read_plan
 from support.shared.plain import N_CTX, plain
-from support.stock_build import ROOT
+
+from comparison.stock_build import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 

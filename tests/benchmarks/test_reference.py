@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.stock_build import ROOT
 from support.tiny import HEAD, N_HEAD, N_KV, blocks, random_model
+
+from comparison.stock_build import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 

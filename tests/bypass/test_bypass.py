@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from support.builds import Build
-from support.libllama import Library, LlamaError, Override
 from support.matrix.arch_files import Base, make, write
 from support.matrix.arch_run import outcomes
 from support.matrix.architectures import MODELS
-from support.oracle import expand, logits, of_blocks, skip, tensors
 from support.plan_files import Bypass, random_bypass, write_gguf, write_json
 from support.shared.bypasses import halves
 from support.shared.streams import streams
+
+from comparison.builds import Build
+from comparison.libllama import Library, LlamaError, Override
+from comparison.oracle import expand, logits, of_blocks, skip, tensors
 
 N_EMBD = 576  # of SmolLM2
 N_TOKENS = 8

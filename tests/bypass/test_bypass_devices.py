@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from support.builds import Build
-from support.libllama import Library, Override
-from support.oracle import ALIGNMENT, expand, logits, skip
 from support.plan_files import Bypass, random_bypass, write_gguf
 from support.rpc import Proxy, rpc_device
 from support.shared.bypasses import halves
 from support.shared.devices import SPLIT_TENSOR
 from support.shared.devices import on_devices as on_devices_split
+
+from comparison.builds import Build
+from comparison.libllama import Library, Override
+from comparison.oracle import ALIGNMENT, expand, logits, skip
 
 N_EMBD, N_LAYER, RANK = 64, 4, 32
 TOKENS = [1, 338, 2501, 99, 7, 410, 3, 77, 12]

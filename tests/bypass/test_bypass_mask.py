@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.libllama import Context, Library, LlamaError, Override
 from support.matrix.arch_files import Base, write
 from support.matrix.arch_files import make as make_arch
-from support.oracle import logits, skip
 from support.plan_files import Bypass, random_bypass, write_gguf
 from support.shared.counter import Counter
 from support.shared.states import cross
+
+from comparison.builds import Build
+from comparison.libllama import Context, Library, LlamaError, Override
+from comparison.oracle import logits, skip
 
 RANK = 32
 TOKENS = [1, 338, 2501, 99, 7, 410, 3, 77, 12]

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from support.builds import Build
-from support.oracle import TEXT, of_blocks, tensors
 from support.plan_files import Bypass, random_bypass, write_gguf
 from support.shared.bypasses import halves
 from support.shared.tools import complete, saved_logits, server_facts
+
+from comparison.builds import Build
+from comparison.oracle import TEXT, of_blocks, tensors
 
 N_EMBD, RANK = 64, 32
 

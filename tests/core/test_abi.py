@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import libllama
-from support.builds import Build
-from support.oracle import logits
-from support.stock_build import ROOT
+
+from comparison import libllama
+from comparison.builds import Build
+from comparison.oracle import logits
+from comparison.stock_build import ROOT
 
 STRUCTS = {
     "llama_model_params": libllama.ModelParams,

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 from support.adapters import declare, rows, set_cvec
-from support.builds import Build
-from support.libllama import Library, LlamaError
 from support.matrix.arch_files import generated_one
-from support.oracle import expand, rewritten_copy, skip, zeroed_copy
+
+from comparison.builds import Build
+from comparison.libllama import Library, LlamaError
+from comparison.oracle import expand, rewritten_copy, skip, zeroed_copy
 
 N_EMBD = 576
 

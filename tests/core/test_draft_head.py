@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.builds import Build
-from support.libllama import Library, LlamaError
 from support.matrix.arch_files import from_recipe, weights, write
+
+from comparison.builds import Build
+from comparison.libllama import Library, LlamaError
 
 MTP = 1  # LLAMA_CONTEXT_TYPE_MTP
 HEAD = {

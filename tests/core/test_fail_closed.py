@@ -12,14 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.builds import Build
 from support.matrix.arch_files import Base, make, write
-from support.stock_build import ROOT
+
+from comparison.builds import Build
+from comparison.stock_build import ROOT
 
 LOOP = "for (int il = 0; il < n_layer; ++il)"
 PROGRAM = """
 import sys
-from support.libllama import Library
+from comparison.libllama import Library
 from support.matrix.arch_run import outcomes
 
 library, path, layers, mask = sys.argv[1:]
@@ -53,7 +54,7 @@ def shim(ours: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(ours: Build, path: Path, preload: Path | None, layers: str = "", mask: str = "") -> str:
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     if preload:
         env["LD_PRELOAD"] = str(preload)
     command = [sys.executable, "-c", PROGRAM, str(ours.lib), str(path), layers, mask]

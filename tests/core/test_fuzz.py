@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.builds import Build
 from support.fuzz import live
 from support.matrix.arch_cases import EMBEDDINGS
 from support.matrix.arch_files import Base, Model, make, write
 from support.matrix.arch_recipes import RECIPES
 from support.matrix.architectures import MODELS
+
+from comparison.builds import Build
 
 SECONDS = float(os.environ.get("LLAMA_SKIP_FUZZ", "60"))
 FEW = [

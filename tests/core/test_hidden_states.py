@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
-from support.builds import Build
 from support.matrix.arch_files import generated_one
-from support.oracle import tensors
+
+from comparison.builds import Build
+from comparison.oracle import tensors
 
 UNKNOWN = "nemotron_h"
 NONE, MEAN, CLS, LAST = range(4)  # of enum llama_pooling_type

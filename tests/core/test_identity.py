@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.libllama import STATE_ROADS, Library, Override
-from support.oracle import logits
+
+from comparison.builds import Build
+from comparison.libllama import STATE_ROADS, Library, Override
+from comparison.oracle import logits
 
 
 @pytest.mark.parametrize("flash", ["off", "on", "auto"])

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.libllama import Library, Override
-from support.oracle import TensorInfo, expand, logits, of_blocks, skip, tensors
+
+from comparison.builds import Build
+from comparison.libllama import Library, Override
+from comparison.oracle import TensorInfo, expand, logits, of_blocks, skip, tensors
 
 SETS = ["13-14,25", "0", "29", "0-29+2", "1-28"]
 PAGE = mmap.PAGESIZE

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 from support.adapters import lora_file, names_of, rows
-from support.builds import Build
-from support.libllama import LlamaError
-from support.oracle import expand, skip
+
+from comparison.builds import Build
+from comparison.libllama import LlamaError
+from comparison.oracle import expand, skip
 
 OUT = "13-14,25"
 # what these write meets the stream through OUTPUTS

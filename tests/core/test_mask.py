@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.libllama import Context, Library, LlamaError, Override
-from support.oracle import expand, logits, skip
+
+from comparison.builds import Build
+from comparison.libllama import Context, Library, LlamaError, Override
+from comparison.oracle import expand, logits, skip
 
 REFUSED = "llama_decode returned -1"
 Steps = Sequence[tuple[str | None, slice]]

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFReader
-from support.builds import Build
-from support.libllama import Library, LlamaError, Override
-from support.oracle import TEXT, expand, of_blocks, skip, tensors
 from support.rpc import rpc_device
 from support.shared.devices import SPLIT_ROW, SPLIT_TENSOR, on_devices, with_experts
+
+from comparison.builds import Build
+from comparison.libllama import Library, LlamaError, Override
+from comparison.oracle import TEXT, expand, of_blocks, skip, tensors
 
 OUT = "3,13-14,25"
 Q8_0, Q4_0 = 8, 2  # of enum ggml_type

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, dequantize
-from support.builds import Build
-from support.libllama import LlamaError
-from support.oracle import (
+from support.shared.streams import streams
+
+from comparison.builds import Build
+from comparison.libllama import LlamaError
+from comparison.oracle import (
     WRITERS,
     TensorInfo,
     changed_copy,
@@ -27,7 +29,6 @@ from support.oracle import (
     skip,
     times_power_of_two,
 )
-from support.shared.streams import streams
 
 EPS = "llama.attention.layer_norm_rms_epsilon"
 

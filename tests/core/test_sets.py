@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.libllama import Library, Override
-from support.oracle import expand, logits, of_blocks, skip, tensors
+
+from comparison.builds import Build
+from comparison.libllama import Library, Override
+from comparison.oracle import expand, logits, of_blocks, skip, tensors
 
 SETS = {
     "13-14,25": "13-14,25",

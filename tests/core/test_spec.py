@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.builds import Build
-from support.libllama import Context, Library, LlamaError
+
+from comparison.builds import Build
+from comparison.libllama import Context, Library, LlamaError
 
 N_LAYER = 30
 INT_MAX = 2**31 - 1

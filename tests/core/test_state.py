@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.libllama import STATE_ROADS, Library, LlamaError
 from support.shared.states import cross, open_context
+
+from comparison.builds import Build
+from comparison.libllama import STATE_ROADS, Library, LlamaError
 
 
 def test_states_never_cross_contexts_that_leave_out_otherwise(

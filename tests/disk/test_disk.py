@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
 from support.disk_oracle import found_rows, scaled_rows
-from support.libllama import Library, LlamaError, Override, override_array
 from support.matrix.arch_run import decode
-from support.oracle import expand, logits, skip
+
+from comparison.builds import Build
+from comparison.libllama import Library, LlamaError, Override, override_array
+from comparison.oracle import expand, logits, skip
 
 PLAIN = {"use_extra_bufts": False}  # repacked kernels round differently
 SETS = ["13-14,25", "0", "29", "1-29+2", "0-29"]

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.libllama import Library, Override
-from support.oracle import expand, logits, skip, tensors
 from support.rpc import Proxy
+
+from comparison.builds import Build
+from comparison.libllama import Library, Override
+from comparison.oracle import expand, logits, skip, tensors
 
 DISK = "1-29+2"
 N_CTX = 512

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.builds import Build
 from support.disk_pages import cached_pages, disk_pages
-from support.oracle import TEXT, expand, of_blocks
 from support.rpc import rpc_device
 from support.server import server
+
+from comparison.builds import Build
+from comparison.oracle import TEXT, expand, of_blocks
 
 LONG = "1;3;5;" * 40 + "7-29+2"  # longer than one override holds
 DISK = "1-29+2"

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.libllama import Library, Override
 from support.matrix.arch_files import Base, make, write
-from support.oracle import expand
-from support.stock_build import ROOT
+
+from comparison.builds import Build
+from comparison.libllama import Library, Override
+from comparison.oracle import expand
+from comparison.stock_build import ROOT
 
 DISK = "1-29+2"
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
 from support.disk_pages import cached_pages, disk_pages, rss_of
-from support.libllama import EVAL_CALLBACK, Library, LlamaError, Override
 from support.matrix.arch_files import Base, make, write
-from support.oracle import expand, logits, of_blocks, tensors
+
+from comparison.builds import Build
+from comparison.libllama import EVAL_CALLBACK, Library, LlamaError, Override
+from comparison.oracle import expand, logits, of_blocks, tensors
 
 PLAIN = {"use_extra_bufts": False}
 DISK = "1-29+2"

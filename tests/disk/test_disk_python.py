@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from llama_skip.files.identity import identify
 from llama_skip.plan.file import Plan, write_plan
-from support.oracle import expand, of_blocks
+
+from comparison.oracle import expand, of_blocks
 
 DISK = "1-29+2"
 

@@ -13,7 +13,8 @@ import pytest
 from llama_skip import read_plan, skipset
 from support.rpc import free_port
 from support.shared.prose import PROSE
-from support.stock_build import ROOT
+
+from comparison.stock_build import ROOT
 
 EXAMPLES = ROOT / "examples"
 

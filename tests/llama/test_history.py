@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
 from support.matrix.arch_files import generated_one
 from support.shared.counter import Counter
+
+from comparison.builds import Build
 
 PROMPT = "The first train left the harbour town before sunrise, and nobody"
 GREEDY = {"temperature": 0.0, "max_tokens": 6}

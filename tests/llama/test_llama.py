@@ -12,9 +12,10 @@ from typing import Any
 import llama_skip
 import numpy as np
 import pytest
-from support.builds import Build
-from support.oracle import TEXT, greedy, logits, of_blocks, skip, tensors
 from support.rpc import rpc_device
+
+from comparison.builds import Build
+from comparison.oracle import TEXT, greedy, logits, of_blocks, skip, tensors
 
 Llama = llama_skip.Llama
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from llama_skip import fit_gpu_layers
 from support.adapters import lora_file, names_of, rows
-from support.builds import Build
-from support.oracle import skip
 from support.rpc import rpc_device
+
+from comparison.builds import Build
+from comparison.oracle import skip
 
 SETS: list[dict[str, Any]] = [
     {},

@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 from llama_skip.model import replaced
 from support import parity
-from support.builds import Build
-from support.libllama import Worker
-from support.oracle import logits
 from support.parity import AtLength, Call, Force, Raised, Side, Without, call, differences, on_theirs
-from support.stock_build import ROOT
+
+from comparison.builds import Build
+from comparison.libllama import Worker
+from comparison.oracle import logits
+from comparison.stock_build import ROOT
 
 DOCUMENT = ROOT / "docs" / "llama-cpp-python.md"
 PARIS = "The capital of France is"

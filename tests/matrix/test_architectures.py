@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.adapters import rows
-from support.builds import Build
-from support.libllama import Library, LlamaError, override_array
 from support.matrix import architectures
 from support.matrix.arch_files import Base, make, write
 from support.matrix.arch_oracle import zeroed
 from support.matrix.arch_recipes import GENERATED
 from support.matrix.arch_run import images
 from support.matrix.architectures import DOCS, MODELS, TESTED, arch_names, check, header_of
+
+from comparison.builds import Build
+from comparison.libllama import Library, LlamaError, override_array
 
 EVERY = os.environ.get("LLAMA_SKIP_MATRIX") == "all"
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.builds import Build
 from support.disk_oracle import found_rows, scaled_rows
 from support.matrix.arch_cases import EMBEDDINGS
 from support.matrix.arch_files import Base, make, write
 from support.matrix.architectures import MODELS
+
+from comparison.builds import Build
 
 # why blocks are not scaled, by the words of the error
 REASONS = [

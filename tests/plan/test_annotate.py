@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFValueType
-from support.builds import Build
-from support.oracle import logits
 from support.tiny import blocks, random_model
+
+from comparison.builds import Build
+from comparison.oracle import logits
 
 
 def fields(path: Path) -> dict[str, Any]:

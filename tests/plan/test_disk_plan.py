@@ -13,7 +13,6 @@ from llama_skip.plan.disk import plan_disk
 from llama_skip.plan.file import Plan, read_plan, write_plan
 from llama_skip.plan.found import Found
 from llama_skip.score.file import Score
-from support.builds import Build
 from support.rpc import Proxy
 from support.shared.plans import (
     N_CTX,
@@ -28,6 +27,8 @@ from support.shared.plans import (
     six,
     used,
 )
+
+from comparison.builds import Build
 
 __all__ = ["device", "files", "score", "six", "used"]  # fixtures
 

@@ -14,10 +14,11 @@ from gguf import GGUFReader
 from llama_skip import ModelLoadError, _core, bake_model
 from llama_skip.files.identity import Identity, check_same
 from llama_skip.plan.file import Plan, read_plan
-from support.builds import Build
 from support.metadata import annotated_copy
-from support.oracle import TensorInfo, changed_copy, rewritten_copy, tensors
 from support.tiny import small_vocab, with_mtp_head
+
+from comparison.builds import Build
+from comparison.oracle import TensorInfo, changed_copy, rewritten_copy, tensors
 
 SMALL, N_SAMPLES, SAMPLE = 512 * 1024, 32, 4096
 FIELDS = [key for key in Identity.__dataclass_fields__ if key != "name"]

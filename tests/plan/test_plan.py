@@ -21,7 +21,6 @@ from llama_skip.plan.choose import LONGER
 from llama_skip.plan.file import read_plan
 from llama_skip.progress import progress
 from llama_skip.score.file import Score, write_score
-from support.builds import Build
 from support.rpc import Proxy, free_port
 from support.server import server
 from support.shared.plans import (
@@ -39,6 +38,8 @@ from support.shared.plans import (
     used,
 )
 from support.shared.prose import PROSE
+
+from comparison.builds import Build
 
 __all__ = ["device", "files", "score", "six", "used"]  # fixtures
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.libllama import LlamaError
 from support.metadata import Value, annotated_copy, write_sidecar
-from support.oracle import TEXT, expand, logits, tensors
 from support.rpc import rpc_device
 from support.shared.tools import complete, saved_logits, server_facts
+
+from comparison.builds import Build
+from comparison.libllama import LlamaError
+from comparison.oracle import TEXT, expand, logits, tensors
 
 ORDER = [2, 1, 0]
 KLD = [0.125, 0.25, 0.5]

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter
-from support.libllama import Context, Library, Override
-from support.oracle import tensors
+
+from comparison.libllama import Context, Library, Override
+from comparison.oracle import tensors
 
 # upstream's functions that no other test calls
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {

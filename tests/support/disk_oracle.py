@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.libllama import EVAL_CALLBACK, Context, Library, LlamaError, P
 from support.matrix.arch_run import PROMPT, ROWS, SINGLE, Outcome, decode, rows
+
+from comparison.libllama import EVAL_CALLBACK, Context, Library, LlamaError, P
 
 LAST = ("result_embd", "h_nextn")  # names of the last block's output, where it is not l_out
 LOAD = {"load_mode": "none", "n_gpu_layers": 0, "use_extra_bufts": False}

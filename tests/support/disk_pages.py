@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from support.oracle import of_blocks
+from comparison.oracle import of_blocks
 
 PAGE = mmap.PAGESIZE
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.libllama import Context, Library, LlamaError, Model
 from support.matrix.arch_run import ROWS, decode
+
+from comparison.libllama import Context, Library, LlamaError, Model
 
 Step = tuple[Any, ...]
 PROMPT = list(range(3, 15))

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from support.builds import Build
 from support.rpc import free_port
+
+from comparison.builds import Build
 
 
 class Server:

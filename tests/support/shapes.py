@@ -11,7 +11,7 @@ from ctypes import POINTER, c_bool, c_char_p, c_void_p
 from pathlib import Path
 from typing import Any
 
-from support.libllama import Library, ModelParams, Tensor
+from comparison.libllama import Library, ModelParams, Tensor
 
 SET_TENSOR = ctypes.CFUNCTYPE(None, POINTER(Tensor), c_void_p)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGUFReader, GGUFWriter
-from support.oracle import WRITERS
+
+from comparison.oracle import WRITERS
 
 N_EMBD, N_FF, N_HEAD, N_KV, HEAD, N_EXPERT = 64, 128, 4, 2, 16, 4
 

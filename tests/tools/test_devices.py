@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.libllama import Library, Override
-from support.oracle import expand, logits, of_blocks, skip, tensors
 from support.rpc import Proxy, rpc_device
 from support.shared.devices import N_CTX, on_devices, with_experts
+
+from comparison.builds import Build
+from comparison.libllama import Library, Override
+from comparison.oracle import expand, logits, of_blocks, skip, tensors
 
 OUT = "3,13-14,25"
 KV_BYTES_PER_BLOCK = 2 * N_CTX * 192 * 2  # K and V, f16, 3 heads of 64

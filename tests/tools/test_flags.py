@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.builds import Build
-from support.libllama import Library, LlamaError, Override
-from support.oracle import TEXT, of_blocks
 from support.shared.tools import complete, saved_logits, server_facts
+
+from comparison.builds import Build
+from comparison.libllama import Library, LlamaError, Override
+from comparison.oracle import TEXT, of_blocks
 
 LONG = "13;14;25;" * 40 + "13-14"  # longer than one override holds
 

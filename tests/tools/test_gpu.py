@@ -13,10 +13,11 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from llama_skip import _core
 from llama_skip.measure.divergence import kl_divergence
-from support.builds import Build
-from support.libllama import Library
-from support.oracle import expand, of_blocks
 from support.plan_files import random_bypass, write_gguf
+
+from comparison.builds import Build
+from comparison.libllama import Library
+from comparison.oracle import expand, of_blocks
 
 GPUS = [d for d in _core.devices() if d.type == "gpu" and d.backend != "RPC"]
 pytestmark = pytest.mark.skipif(not GPUS, reason="no GPU, or a build without its back-end")

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.oracle import expand, greedy, zeroed_copy
 from support.server import Server, server
 from support.tiny import projector, reranker, with_mtp_head
+
+from comparison.builds import Build
+from comparison.oracle import expand, greedy, zeroed_copy
 
 OUT = "13,20"
 PROMPTS = [

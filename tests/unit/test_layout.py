@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -64,6 +65,12 @@ def test_no_circle_of_files() -> None:
 
 def test_no_test_imports_another_and_no_benchmark_a_test() -> None:
     tests = [*(ROOT / "tests").rglob("*.py")]
+    others = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "comparison").glob("*.py")]
+    assert not [
+        path.name
+        for path in others
+        if re.search(r"^\s*(from|import) (support|tests)\b", path.read_text(), re.M)
+    ]
     found = [
         f"{path.name}: {module}"
         for path in tests

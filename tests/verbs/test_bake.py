@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader
-from support.builds import Build
 from support.matrix import bakes
 from support.matrix.arch_files import Base, make, write
 from support.matrix.architectures import untested_file
 from support.matrix.bakes import MODELS
-from support.oracle import expand, logits, skip, tensors
 from support.tiny import blocks, random_model, with_mtp_head
+
+from comparison.builds import Build
+from comparison.oracle import expand, logits, skip, tensors
 
 TOKENS = list(range(1, 41, 2))
 EVERY = os.environ.get("LLAMA_SKIP_MATRIX") == "all"

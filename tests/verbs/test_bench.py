@@ -21,13 +21,14 @@ from llama_skip.bench.bench import MARGIN, fitted, measured
 from llama_skip.bench.file import COLD, FULL, HEALED, LEFT_OUT, NO_KV, STRICT, UNREPACKED, WARM, notes
 from llama_skip.cli import main
 from llama_skip.progress import progress
-from support.builds import Build
 from support.disk_pages import PAGE, cached_pages, disk_pages
-from support.oracle import expand, of_blocks, tensors
 from support.plan_files import random_bypass, write_gguf, write_json
 from support.rpc import rpc_device
 from support.shared.prose import PROSE
 from support.shared.tools import tool_perplexity
+
+from comparison.builds import Build
+from comparison.oracle import expand, of_blocks, tensors
 
 MIB = 2**20
 DISK = "1-29+2"

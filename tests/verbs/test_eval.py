@@ -20,9 +20,10 @@ from llama_skip.files.identity import identify
 from llama_skip.measure import perplexity
 from llama_skip.plan.file import Plan, write_plan
 from llama_skip.plan.found import Found
-from support.builds import Build
 from support.shared.prose import PROSE
 from support.shared.tools import text, tool_perplexity
+
+from comparison.builds import Build
 
 __all__ = ["text"]  # fixtures
 from support.tiny import blocks, random_model

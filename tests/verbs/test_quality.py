@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.builds import Build
-from support.oracle import logits, skip, tokens_of
 from support.shared.prose import PROSE
+
+from comparison.builds import Build
+from comparison.oracle import logits, skip, tokens_of
 
 # blocks, upper bound of the mean KL divergence, lower bound of equal first choices; behind: what was found
 SENSIBLE = [

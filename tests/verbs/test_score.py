@@ -19,10 +19,11 @@ from llama_skip.model.loaded import Trace
 from llama_skip.score import search
 from llama_skip.score.file import Score, read_score, share_of_blocks, write_score
 from llama_skip.score.runner import Runner
-from support.builds import Build
 from support.matrix.arch_files import generated_one
 from support.shared.scores import N_BLOCKS, N_CTX, N_WINDOWS, Stop, model, scored, text
 from support.tiny import blocks, random_model
+
+from comparison.builds import Build
 
 __all__ = ["model", "text"]  # fixtures
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
-from support.builds import Build
 from support.matrix.arch_recipes import COMMON, COMPUTED, DEEPER, NEXTN, RECIPES
 from support.shapes import shapes
+
+from comparison.builds import Build
 
 FIXED_LISTS = {"rope.dimension_sections", "ple.layers", "tokenizer.ggml.tokens", "tokenizer.ggml.scores"}
 Entry = tuple[str, Any, GGUFValueType, "GGUFValueType | None"]

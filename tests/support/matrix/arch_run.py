@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.libllama import Batch, Context, Library, LlamaError, Model, Override
+
+from comparison.libllama import Batch, Context, Library, LlamaError, Model, Override
 
 PROMPT = [1, 5, 9, 7, 3, 11, 2, 8, 4, 60, 33, 17]
 ROWS = [0, 1, 5, 11]

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from support import builds
-from support.builds import Build
-from support.libllama import Library
 from support.matrix.arch_cases import EMBEDDINGS, Set, kinds, reference, sets
 from support.matrix.arch_files import Base, Model, entry, generated, make, write
 from support.matrix.arch_oracle import pruned, zeroed
 from support.matrix.arch_recipes import COMMON, DEEPER, GENERATED, MALFORMED, NEXTN, RECIPES
 from support.matrix.arch_run import outcomes
-from support.stock_build import ROOT
+
+from comparison import builds
+from comparison.builds import Build
+from comparison.libllama import Library
+from comparison.stock_build import ROOT
 
 DOCS = ROOT / "docs" / "architectures.md"
 TESTED = ROOT / "csrc" / "set" / "arch-tested.h"

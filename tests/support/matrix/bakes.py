@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from support import builds
-from support.builds import Build
 from support.matrix.arch_cases import EMBEDDINGS, Set, sets
 from support.matrix.arch_files import Base, Model, generated, make, write
 from support.matrix.arch_recipes import COMPUTED
 from support.matrix.arch_run import outcomes
 from support.matrix.architectures import FLASHES
 from support.matrix.architectures import MODELS as ALL
-from support.stock_build import ROOT
+
+from comparison import builds
+from comparison.builds import Build
+from comparison.stock_build import ROOT
 
 DOCS = ROOT / "docs" / "bake.md"
 MODELS = sorted([*ALL, *COMPUTED])

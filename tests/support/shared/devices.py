@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.libllama import Library, Override
-from support.oracle import logits, rewritten_copy
+
+from comparison.libllama import Library, Override
+from comparison.oracle import logits, rewritten_copy
 
 N_CTX = 512
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.stock_build import ROOT
 from support.tiny import blocks, random_model
+
+from comparison.stock_build import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 

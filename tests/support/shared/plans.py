@@ -12,10 +12,11 @@ from llama_skip import Llama
 from llama_skip.cli import main
 from llama_skip.files.identity import Identity, TextInfo, block_bytes, identify
 from llama_skip.score.file import Score, Step, write_score
-from support.builds import Build
 from support.rpc import Proxy, rpc_device
 from support.shared.prose import PROSE
 from support.tiny import blocks, random_model
+
+from comparison.builds import Build
 
 TEXT = TextInfo("file", "text.txt", "", 1024, 512, 2, 510)
 ONE = {"n_threads": 1, "n_threads_batch": 1}

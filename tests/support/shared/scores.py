@@ -11,8 +11,9 @@ import pytest
 from llama_skip import Llama
 from llama_skip.score import score as scoring
 from llama_skip.score.file import Score
-from support.oracle import WRITERS
 from support.tiny import blocks, random_model
+
+from comparison.oracle import WRITERS
 
 N_CTX, N_WINDOWS, N_BLOCKS = 64, 6, 6
 OPTIONS = {"n_threads": 1, "n_threads_batch": 1, "n_batch": N_CTX, "flash_attn": False}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from support.libllama import STATE_ROADS, Context, Library, LlamaError
-from support.oracle import skip
+
+from comparison.libllama import STATE_ROADS, Context, Library, LlamaError
+from comparison.oracle import skip
 
 # name: set and scale at load, mask and its scale. Several have as many blocks, some the same blocks left out.
 Contexts = dict[str, tuple[dict[str, str], tuple[str | None, str | None]]]

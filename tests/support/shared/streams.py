@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from support.libllama import Library, Override
+
+from comparison.libllama import Library, Override
 
 
 def streams(lib: Library, path: Path, tokens: list[int], overrides: Override = ()) -> dict[int, np.ndarray]:

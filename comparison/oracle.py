@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-from support.libllama import N_THREADS, Library, Override
+
+from comparison.libllama import N_THREADS, Library, Override
 
 # what writes to the residual stream: a block in which these are zero is exactly the identity
 WRITERS = re.compile(

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from support.libllama import Worker
-from support.stock_build import ROOT, build_stock, llama_cpp_package
+from comparison.libllama import Worker
+from comparison.stock_build import ROOT, build_stock, llama_cpp_package
 
 
 @dataclass(frozen=True)
