@@ -1,1 +1,1 @@
-"""What tests and benchmarks compare with: the unpatched llama.cpp, libraries, files whose blocks are zeroed."""
+"""What tests and benchmarks compare with: the unpatched llama.cpp, libraries, models with zeroed blocks."""
