@@ -175,7 +175,7 @@ def test_files_that_are_no_plan(tmp_path: Path) -> None:
     write_plan(path, plan(bypass=some_bypass()))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="not a whole GGUF file"):
+    with pytest.raises(ValueError, match="not a GGUF file, or cut short"):
         read_plan(path)
     path.write_bytes(whole.replace(b"skip.plan_file", b"skip.plan_xxxx"))
     with pytest.raises(ValueError, match=r"not a plan file: it has no skip\.plan_file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import struct
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+import numpy as np
+import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quant_shape_to_byte_shape
 from gguf import GGUFValueType as Kind
 
 from llama_skip.files.store import StrPath
@@ -58,6 +61,18 @@ class Tensor:
     path: Path
     offset: int
     span: int
+
+    def data(self) -> tuple[npt.NDArray[Any], GGMLQuantizationType]:
+        """Return its numbers, or rows of bytes where its type is quantised, and the type."""
+        kind = GGMLQuantizationType(self.type)
+        shape = self.shape[::-1]
+        dtype = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}.get(
+            kind, np.uint8
+        )
+        if dtype is np.uint8:
+            shape = quant_shape_to_byte_shape(shape, kind)
+        found = np.fromfile(self.path, dtype, math.prod(shape), offset=self.offset)
+        return found.reshape(shape), kind
 
 
 @dataclass(frozen=True)

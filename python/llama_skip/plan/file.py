@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 
 from llama_skip.files import identity
+from llama_skip.files.gguf import read_gguf
 from llama_skip.files.identity import Identity
 from llama_skip.files.store import (
     Format,
@@ -113,12 +114,8 @@ def is_gguf(path: StrPath) -> bool:
 
 
 def _read_gguf(path: StrPath) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    try:
-        reader = gguf.GGUFReader(path)
-        text = reader.fields[KEY].contents()
-        tensors = {str(t.name): Tensor(t.data.copy(), t.tensor_type) for t in reader.tensors}
-    except KeyError:
-        raise ValueError(f"{path}: not a plan file: it has no {KEY}") from None
-    except (ValueError, IndexError) as err:
-        raise ValueError(f"{path}: not a whole GGUF file: {err}") from None
-    return parse_json(text, path, FORMAT), tensors
+    found = read_gguf(path)
+    text = found.value(KEY)
+    if not isinstance(text, str):
+        raise ValueError(f"{path}: not a plan file: it has no {KEY}")
+    return parse_json(text, path, FORMAT), {t.name.decode(): Tensor(*t.data()) for t in found.tensors}
