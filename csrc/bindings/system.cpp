@@ -94,9 +94,8 @@ void register_system(py::module_ & m) {
 
     m.def("version", llama_skip_version);
     m.def("upstream", llama_skip_upstream);
-    m.def("tested_architectures", []() {
-        return std::vector<std::string>(std::begin(tested_archs), std::end(tested_archs));
-    });
+    m.def("tested_architectures",
+        []() { return std::vector<std::string>(std::begin(tested_archs), std::end(tested_archs)); });
     m.def("max_sequences", llama_max_parallel_sequences);
     m.def("source_version", []() { return LLAMA_SKIP_SOURCE_VERSION; });
     m.def("library_path", library_path);
