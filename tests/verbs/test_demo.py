@@ -11,7 +11,9 @@ from llama_skip import identify, read_plan
 from llama_skip.cli import demo
 from llama_skip.cli.command import UsageError
 from llama_skip.files.smollm2 import HEALED_PLAN
+from support.shared.command import command
 
+ONE_ROUND = "from llama_skip.cli import demo; demo.MOST_ROUNDS = 1"
 SMALL = ["--ctx-size", "128", "--windows", "2", "-t", "1"]
 
 
@@ -22,12 +24,9 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_default_model(
-    smollm2: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demo, "MOST_ROUNDS", 1)
-    assert demo.main([*SMALL, "-f", str(text)]) == 0
-    out = capsys.readouterr().out
+def test_the_default_model(smollm2: Path, text: Path) -> None:
+    code, out, err = command("demo", *SMALL, "-f", text, before=ONE_ROUND)
+    assert code == 0, err
     lines = out.splitlines()
     head = next(i for i, line in enumerate(lines) if line.split()[:2] == ["left", "out"])
     names = [line.strip() for line in lines[head + 1 : head + 6]]
@@ -51,10 +50,11 @@ def test_the_healed_plan_is_for_this_model(smollm2: Path, tiny: Path) -> None:
     assert demo.healed_plan(str(tiny)) == []
 
 
-def test_json(tiny: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["--model", str(tiny), "--json", "--skip-layers", "1", "--skip-layers", "1-2", *SMALL]
-    assert demo.main([*args, "-f", str(text)]) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_json(tiny: Path, text: Path) -> None:
+    args = ["--model", tiny, "--json", "--skip-layers", "1", "--skip-layers", "1-2", *SMALL]
+    code, out, err = command("demo", *args, "-f", text)
+    assert code == 0, err
+    found = json.loads(out)
     assert found["model"] == str(tiny)
     rows = found["rows"]
     assert [(row["skip_layers"], row["n_kept"]) for row in rows] == [
@@ -67,12 +67,9 @@ def test_json(tiny: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert rows[0]["kv"] > rows[1]["kv"] > rows[2]["kv"]
 
 
-def test_another_model_without_sets(
-    tiny: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demo, "MOST_ROUNDS", 1)
-    assert demo.main(["--model", str(tiny), *SMALL, "-f", str(text)]) == 0
-    out = capsys.readouterr().out
+def test_another_model_without_sets(tiny: Path, text: Path) -> None:
+    code, out, err = command("demo", "--model", tiny, *SMALL, "-f", text, before=ONE_ROUND)
+    assert code == 0, err
     assert "healed" not in out
     assert f"llama-cli -m {tiny} --skip-layers 1" in out
 
@@ -86,20 +83,18 @@ def test_another_model_without_sets(
         (["--skip-layers", "40"], 2, "--skip-layers: block 40 is out of range"),
     ],
 )
-def test_bad_arguments(
-    tiny: Path, args: list[str], code: int, reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert demo.main([*([] if "--model" in args else ["--model", str(tiny)]), *args]) == code
-    err = capsys.readouterr().err
+def test_bad_arguments(tiny: Path, args: list[str], code: int, reason: str) -> None:
+    found, _, err = command("demo", *([] if "--model" in args else ["--model", tiny]), *args)
+    assert found == code
     assert err.splitlines()[-1].startswith("error: ")
     assert reason in err
     assert "Traceback" not in err
 
 
-def test_a_file_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("not a model")
-    assert demo.main(["--model", str(tmp_path / "text.gguf")]) == 1
-    assert "error: " in capsys.readouterr().err
+    code, _, err = command("demo", "--model", tmp_path / "text.gguf")
+    assert code == 1 and "error: " in err
 
 
 def test_sets_from_the_middle() -> None:
