@@ -3,6 +3,7 @@
 #include "llama.h"
 
 #include <cstdio>
+#include <utility>
 
 static const size_t n_errors_max = 8;
 
@@ -16,8 +17,28 @@ static void on_log(ggml_log_level level, const char * text, void *) {
     }
 }
 
+static thread_local bool check_has_failed = false;
+
+// llama.cpp ends the process behind this. In a thread of ours that waits for it, leave its frames instead.
+static void on_abort(const char * message) {
+    if (current == nullptr) {
+        fprintf(stderr, "%s\n", message);
+        return;
+    }
+    check_has_failed        = true;
+    const std::string text  = message;
+    const size_t      slash = text.substr(0, text.find(": ")).find_last_of("/\\");
+    throw check_failed("a check of llama.cpp failed, which is a fault to report: " +
+                       text.substr(slash == std::string::npos ? 0 : slash + 1));
+}
+
+bool take_check_failed() {
+    return std::exchange(check_has_failed, false);
+}
+
 void log_install() {
     llama_log_set(on_log, nullptr);
+    ggml_set_abort_callback(on_abort);
 }
 
 static const char * level_name(ggml_log_level level) {

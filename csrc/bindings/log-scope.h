@@ -13,6 +13,14 @@ struct py_log {
     py::object callback = py::none();
 };
 
+// A check of llama.cpp failed, which otherwise ends the process.
+struct check_failed : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// whether one failed in this thread since the last call
+bool take_check_failed();
+
 // Routes llama.cpp's log to the log_scope of the thread that writes the line. Without one only errors are shown.
 void log_install();
 

@@ -16,7 +16,18 @@ py_context::py_context(std::shared_ptr<py_model> model_, const py_context_params
         raw_params.cb_eval           = llama_skip_streams::on_tensor;
         raw_params.cb_eval_user_data = &states;
     }
+    if (raw_params.embeddings) { // upstream reserves a token of each sequence, and asserts it
+        raw_params.n_ubatch = std::max(raw_params.n_ubatch, std::min(raw_params.n_seq_max, raw_params.n_batch));
+    }
     raw = llama_init_from_model(model->raw, raw_params);
+    // what attends to all tokens at once is computed at once, which upstream asserts
+    const bool is_whole = raw != nullptr && (llama_model_has_encoder(model->raw) || llama_get_memory(raw) == nullptr ||
+                                                !llama_get_causal_attn(raw));
+    if (is_whole && llama_n_ubatch(raw) < llama_n_batch(raw)) {
+        raw_params.n_ubatch = llama_n_batch(raw);
+        llama_free(raw);
+        raw = llama_init_from_model(model->raw, raw_params);
+    }
     if (raw == nullptr) {
         throw std::runtime_error(log.message("cannot create a context"));
     }
@@ -27,20 +38,23 @@ py_context::py_context(std::shared_ptr<py_model> model_, const py_context_params
 
 py_context::~py_context() {
     // in a forked process there are no threads to end, see py_model
-    if (raw != nullptr && !model->is_foreign()) {
+    if (raw != nullptr && !model->is_foreign() && !is_broken) {
         log_scope log(model->log);
         llama_batch_free(batch);
         llama_free(raw);
     }
 }
 
-std::unique_lock<std::mutex> py_context::enter() {
-    model->check_process();
-    std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+py_context::entered::entered(py_context & ctx) : ctx(ctx), log(ctx.model->log) {
+    ctx.model->check_process();
+    if (ctx.is_broken) {
+        throw std::runtime_error("this context is closed: a check of llama.cpp failed in it");
+    }
+    lock = std::unique_lock<std::mutex>(ctx.mutex, std::try_to_lock);
     if (!lock) {
         throw std::runtime_error("this context is in use by another thread");
     }
-    return lock;
+    take_check_failed(); // one that failed elsewhere
 }
 
 bool py_context::should_abort() {

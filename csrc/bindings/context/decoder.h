@@ -17,8 +17,22 @@ public:
     py_context(const py_context &)             = delete;
     py_context & operator=(const py_context &) = delete;
 
+    // What is held while a thread is inside. A check that failed meanwhile leaves a context that nothing can rely on.
+    class entered {
+    public:
+        explicit entered(py_context & ctx);
+        ~entered() { ctx.is_broken = take_check_failed() || ctx.is_broken; }
+
+        entered(const entered &) = delete;
+
+    private:
+        py_context &                 ctx;
+        std::unique_lock<std::mutex> lock;
+        log_scope                    log;
+    };
+
     // Call with the GIL held, before it is released; throws std::runtime_error if another thread is inside.
-    std::unique_lock<std::mutex> enter();
+    entered enter() { return entered(*this); }
 
     // Decodes tokens of a sequence from position pos on, n_batch at a time; those from `first` on are outputs, whose
     // logits go to `rows` ([n - first, n_vocab]) if it is not null. When it throws, nothing from pos on is left.
@@ -49,7 +63,8 @@ private:
         int32_t first, float * rows);
 
     std::mutex         mutex;
-    llama_batch        batch = {};
+    bool               is_broken = false;
+    llama_batch        batch     = {};
     std::exception_ptr interrupt;
     int64_t            t_signals_us = 0; // when signals were last looked at
 };

@@ -2,6 +2,8 @@
 
 #include "bindings/generate/prompt.h"
 
+#include "bindings/generate/grammar.h"
+
 #include "json-schema-to-grammar.h"
 
 #include <pybind11/stl.h>
@@ -158,6 +160,7 @@ static void check_template(const std::string & source) {
 
 static std::string schema_grammar(const std::string & schema) {
     try {
+        check_json_depth("json_schema", schema);
         return json_schema_to_grammar(json::parse(schema));
     } catch (const std::exception & err) {
         throw std::invalid_argument(std::string("JSON schema: ") + err.what());

@@ -1,12 +1,14 @@
 #include "bindings/generate/sampler.h"
 
 #include "bindings/context/decoder.h"
+#include "bindings/generate/grammar.h"
 #include "bindings/generate/sampler-params.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 using logits_array = py::array_t<float, py::array::c_style | py::array::forcecast>;
@@ -18,6 +20,9 @@ public:
             throw std::invalid_argument("mirostat_mode: has to be 0, 1 or 2");
         }
         log_scope log(model->log);
+
+        check_grammar(common_grammar_value(params.raw.grammar));
+        logit_bias = params.raw.logit_bias;
 
         common_params_sampling copy = params.raw; // common_sampler_init may change it
         try {
@@ -47,8 +52,12 @@ public:
             own.assign(row, row + n_vocab);
             std::copy(given, given + n_vocab, row);
         }
-        const llama_token token = common_sampler_sample(raw.get(), ctx.raw, idx);
+        const bool        is_any = any_left(row, n_vocab);
+        const llama_token token  = is_any ? common_sampler_sample(raw.get(), ctx.raw, idx) : LLAMA_TOKEN_NULL;
         std::copy(own.begin(), own.end(), row); // another sampler may ask for them
+        if (token == LLAMA_TOKEN_NULL || is_excluded(token)) {
+            throw std::runtime_error("no token is left: biases, logits processors and grammar exclude all of them");
+        }
         common_sampler_accept(raw.get(), token, /*is_generated =*/true);
         return token;
     }
@@ -59,8 +68,32 @@ public:
     }
 
 private:
-    std::shared_ptr<py_model> model;
-    common_sampler_ptr        raw;
+    std::shared_ptr<py_model>     model;
+    common_sampler_ptr            raw;
+    std::vector<llama_logit_bias> logit_bias;
+
+    // whether a token has a chance before any sampler: upstream takes an arbitrary one, or asserts, where none has
+    bool any_left(const float * row, int32_t n_vocab) const {
+        const auto is_left = [](float logit) {
+            return logit > -INFINITY;
+        };
+        int64_t n_left = std::count_if(row, row + n_vocab, is_left);
+        for (const auto & bias : logit_bias) {
+            n_left -= is_left(row[bias.token]) && !is_left(row[bias.token] + bias.bias) ? 1 : 0;
+        }
+        return n_left > 0;
+    }
+
+    // whether the last sampled token is one that a bias, a processor or the grammar excludes
+    bool is_excluded(llama_token token) const {
+        const llama_token_data_array * found = common_sampler_get_candidates(raw.get(), /*do_sort =*/false);
+        for (size_t i = 0; i < found->size; ++i) {
+            if (found->data[i].id == token) {
+                return !(found->data[i].logit > -INFINITY);
+            }
+        }
+        return false;
+    }
 };
 
 void register_sampler(py::module_ & m) {

@@ -3,9 +3,12 @@
 #include "bindings/devices.h"
 
 #include "llama-skip.h"
+#include "set/blocks.h"
 #include "set/overrides.h"
 
 #include "common.h"
+#include "ggml-cpp.h"
+#include "gguf.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -76,6 +79,35 @@ void check_exists(const std::string & path) {
     }
 }
 
+static bool is_block_count(const std::string & key) {
+    static const std::string end = ".block_count";
+    return key.size() > end.size() && key.compare(key.size() - end.size(), end.size(), end) == 0;
+}
+
+// what upstream asserts
+static void check_block_count(const std::string & name, int64_t n) {
+    if (n < 1 || n > LLAMA_SKIP_MAX_LAYERS) {
+        throw std::invalid_argument(name + " is " + std::to_string(n) + ", a model has 1 to " +
+                                    std::to_string(LLAMA_SKIP_MAX_LAYERS) + " blocks");
+    }
+}
+
+// why upstream's check of a file failed, where it is this one
+static std::string bad_block_count(const std::string & path) {
+    const gguf_context_ptr meta(gguf_init_from_file(path.c_str(), { /*no_alloc =*/true, /*ctx =*/nullptr }));
+    for (int64_t i = 0; meta && i < gguf_get_n_kv(meta.get()); ++i) {
+        const std::string key = gguf_get_key(meta.get(), i);
+        if (is_block_count(key) && gguf_get_kv_type(meta.get(), i) == GGUF_TYPE_UINT32) {
+            try {
+                check_block_count(key, gguf_get_val_u32(meta.get(), i));
+            } catch (const std::invalid_argument & err) {
+                return std::string(": ") + err.what();
+            }
+        }
+    }
+    return "";
+}
+
 // an argument of Llama and the override that it becomes
 struct skip_argument {
     const char *        name;
@@ -97,6 +129,9 @@ static std::vector<llama_model_kv_override> make_overrides(const std::string & p
     bool among_overrides = false;
     for (const auto & o : params.overrides) {
         const std::string key = o.key;
+        if (o.tag == LLAMA_KV_OVERRIDE_TYPE_INT && is_block_count(key)) {
+            check_block_count("kv_overrides: " + key, o.val_i64);
+        }
         for (const auto & a : arguments) {
             if (!a.value.empty() && (key == a.key || key == a.other)) {
                 throw std::invalid_argument(
@@ -176,8 +211,9 @@ py_model::py_model(const std::string & path, const py_model_params & params)
         std::rethrow_exception(progress.error);
     }
     if (raw == nullptr) {
+        const std::string reason = take_check_failed() ? bad_block_count(path) : "";
         throw model_load_error(
-            progress.cancelled ? "loading " + path + " was cancelled" : log.message("cannot load " + path));
+            progress.cancelled ? "loading " + path + " was cancelled" : log.message("cannot load " + path + reason));
     }
 }
 

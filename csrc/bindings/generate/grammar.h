@@ -1,0 +1,7 @@
+#pragma once
+
+#include <string>
+
+// What upstream's recursive parsers would overflow the stack on. Both throw std::invalid_argument.
+void check_grammar(const std::string & gbnf);
+void check_json_depth(const std::string & name, const std::string & json);
