@@ -10,6 +10,7 @@
 #include "bypass/buffers.h" // llama_skip_bypass_sizes()
 #include "disk/context.h"   // llama_skip_disk_start()
 #include "load/load.h"      // llama_skip_load(), llama_skip_load_bypasses(), llama_model::skip
+#include "load/baked.h"     // llama_skip_adapter_tensor(), llama_skip_check_imatrix()
 #include "load/files.h"     // llama_model_loader::skip, llama_skip_buffer_size()
 
 // load.patch, graph.patch and context.patch
@@ -25,9 +26,10 @@
 struct llama_skip_set;       // load/resolve.h
 
 // arguments.patch
-#include "llama-skip.h"   // llama_skip_layer_index(), llama_model_n_skipped(), llama_model_n_on_disk()
-#include "common/args.h"  // common_skip_add_args(), _finish(), _check(), _loaded(), _describe(), _to_draft(), ...
-#include "common/props.h" // common_skip_props()
+#include "llama-skip.h"        // llama_skip_layer_index(), llama_model_n_skipped(), llama_model_n_on_disk()
+#include "common/args.h"       // common_skip_add_args(), _finish(), _check(), _loaded(), _describe(), _to_draft(), ...
+#include "common/companions.h" // common_skip_is_companion()
+#include "common/props.h"      // common_skip_props()
 
 // bench.patch
 #include "common/bench.h" // common_skip_bench_*(), common_skip_overrides()

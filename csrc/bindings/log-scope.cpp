@@ -1,5 +1,7 @@
 #include "bindings/log-scope.h"
 
+#include "bindings/threads/gil.h"
+
 #include "llama.h"
 
 #include <cstdio>
@@ -88,12 +90,17 @@ void log_scope::add(ggml_log_level level, const char * text) {
 
 void log_scope::pass_on(const char * text) const {
     if (!target->callback.is_none()) {
-        py::gil_scoped_acquire gil;
-        try {
-            target->callback(level_name(last), py::bytes(text).attr("decode")("utf-8", "replace"));
-        } catch (py::error_already_set & err) {
-            err.discard_as_unraisable(target->callback);
-        }
+        with_gil([&]() {
+            try {
+                target->callback(level_name(last), py::bytes(text).attr("decode")("utf-8", "replace"));
+            } catch (py::error_already_set & err) {
+                if (err.matches(PyExc_KeyboardInterrupt)) {
+                    PyErr_SetInterrupt(); // what runs looks for it
+                    return;
+                }
+                err.discard_as_unraisable(target->callback);
+            }
+        });
     } else if (target->verbose && last != GGML_LOG_LEVEL_DEBUG) {
         fputs(text, stderr);
     }

@@ -1,6 +1,7 @@
 #include "bindings/system.h"
 
 #include "bindings/devices.h"
+#include "bindings/threads/gil.h"
 #include "bindings/log-scope.h"
 #include "set/arch-tested.h"
 
@@ -38,7 +39,7 @@ static const char * type_name(ggml_backend_dev_t dev) {
 }
 
 static std::vector<py_device> devices() {
-    py::gil_scoped_release nogil;
+    const without_gil nogil;
     devices_init();
 
     std::vector<py_device> res;
@@ -75,7 +76,8 @@ static std::string library_path() {
 
 static void check_skip(const std::string & path, const std::string & layers, const std::string & scale,
     const std::string & name_layers, const std::string & name_scale) {
-    py::gil_scoped_release nogil;
+    const without_gil nogil;
+    log_scope         log;
     if (!llama_skip_check(path.c_str(), layers.c_str(), scale.c_str(), name_layers.c_str(), name_scale.c_str())) {
         throw std::invalid_argument(llama_skip_error());
     }

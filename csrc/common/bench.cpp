@@ -45,9 +45,9 @@ const llama_model_kv_override * common_skip_overrides(const std::string & layers
     if (is_none && disk.layers.empty() && disk.scale.empty()) {
         return nullptr;
     }
-    static std::map<std::pair<std::string, std::string>, std::vector<llama_model_kv_override>> known;
+    static std::map<std::vector<std::string>, std::vector<llama_model_kv_override>> known;
 
-    auto & overrides = known[{ layers, scale }];
+    auto & overrides = known[{ layers, scale, disk.layers, disk.scale }];
     if (overrides.empty()) {
         common_skip_add_flag(overrides, "", {}, llama_skip_key_of(layers), is_none ? "" : layers);
         common_skip_add_flag(overrides, "", {}, LLAMA_SKIP_KEY_SCALE, scale);

@@ -1,6 +1,7 @@
 // The run-time mask of a context; the patch declares these members of llama_context.
 
 #include "graph/cvec.h"
+#include "load/baked.h"
 #include "load/resolve.h"
 #include "set/spec.h"
 
@@ -13,6 +14,7 @@
 #include <stdexcept>
 
 bool llama_context::skip_can_cvec(int32_t il_start, int32_t il_end) const {
+    llama_skip_warn_baked(model);
     const std::string reason = llama_skip_cvec_refusal(model, cparams.skip, llama_skip_cvec_layers(il_start, il_end));
     if (!reason.empty()) {
         LLAMA_LOG_ERROR("skip: %s\n", reason.c_str());
@@ -51,8 +53,18 @@ void llama_context::skip_set(const llama_skip_set & set) {
     skip_bypasses = set.bypasses; // no graph refers to the old ones any more
 }
 
-bool llama_context::skip_can_decode(const llama_batch_ext & batch) const {
+bool llama_context::skip_can_decode(const llama_batch_ext & batch) {
     if (!skip_disk_unchanged()) { // now, while the memory holds nothing of the batch
+        return false;
+    }
+    try {
+        sched_reserve();
+    } catch (const std::exception & err) {
+        if (!cparams.skip.any()) {
+            throw;
+        }
+        LLAMA_LOG_ERROR("skip: %s\n", err.what());
+        sched_need_reserve = true;
         return false;
     }
     if (memory->skip.empty()) {

@@ -3,6 +3,7 @@
 #include "context/state.h"
 
 #include "bypass/bypass.h"
+#include "load/load.h"
 #include "set/spec.h"
 
 #include "llama-context.h"
@@ -16,6 +17,8 @@
 #include <stdexcept>
 
 static constexpr uint32_t state_magic = 0x70696b73; // "skip"
+
+static const std::string weights_word = "weights ";
 
 std::string llama_skip_make_tag(const llama_skip & loaded, const llama_skip & skip) {
     std::string tag;
@@ -33,6 +36,12 @@ std::string llama_skip_make_tag(const llama_skip & loaded, const llama_skip & sk
     return tag;
 }
 
+static std::string state_tag(const llama_model & model, const llama_skip & skip) {
+    const std::string tag = llama_skip_make_tag(model.hparams.skip, skip);
+    const std::string id  = tag.empty() ? "" : llama_skip_weights_id(model);
+    return id.empty() ? tag : weights_word + id + ", " + tag;
+}
+
 void llama_context::skip_state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
     if (!memory) {
         return; // such a state is empty
@@ -43,7 +52,7 @@ void llama_context::skip_state_write(llama_io_write_i & io, llama_seq_id seq_id)
                                         "them or mask the blocks again",
             llama_skip_layers_str(missing).c_str()));
     }
-    const std::string tag = llama_skip_make_tag(model.hparams.skip, cparams.skip);
+    const std::string tag = state_tag(model, cparams.skip);
     if (!tag.empty()) {
         io.write(&state_magic, sizeof(state_magic));
         io.write_string(tag);
@@ -51,11 +60,15 @@ void llama_context::skip_state_write(llama_io_write_i & io, llama_seq_id seq_id)
 }
 
 [[noreturn]] static void refuse_state(const std::string & saved, const std::string & tag) {
+    const auto set_of = [](const std::string & t) {
+        return t.compare(0, weights_word.size(), weights_word) == 0 ? t.substr(t.find(", ") + 2) : t;
+    };
     const auto what = [](const std::string & t) {
         return t.empty() ? "no block left out" : "'" + t + "'";
     };
-    throw std::runtime_error(
-        format("the state was saved with %s, this context has %s", what(saved).c_str(), what(tag).c_str()));
+    const bool other_file = set_of(saved) == set_of(tag);
+    throw std::runtime_error(format("the state was saved with %s, this context has %s",
+        what(other_file ? saved : set_of(saved)).c_str(), what(other_file ? tag : set_of(tag)).c_str()));
 }
 
 namespace {
@@ -93,7 +106,7 @@ private:
 } // namespace
 
 std::unique_ptr<llama_io_read_i> llama_context::skip_state_reader(llama_io_read_i & io) const {
-    const std::string tag = llama_skip_make_tag(model.hparams.skip, cparams.skip);
+    const std::string tag = state_tag(model, cparams.skip);
     if (!tag.empty()) {
         uint32_t magic = 0;
         io.read(&magic, sizeof(magic));

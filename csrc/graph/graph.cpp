@@ -37,11 +37,32 @@ ggml_tensor * llama_skip_bypass(const llm_graph_context & llm, ggml_tensor * cur
     return cur;
 }
 
+// A draft head may read what enters a block that is left out: the stream that crosses the gap.
+static void publish_inputs(const llm_graph_context & llm) {
+    const llama_skip & skip    = llm.cparams.skip;
+    const auto &       wanted  = llm.cparams.embeddings_layer_inp;
+    const int          n_layer = llm.hparams.n_layer();
+    auto &             inputs  = llm.res->t_layer_inp;
+    for (int il = 0; il < n_layer; ++il) {
+        if (!skip.out[il] || !wanted[il]) {
+            continue;
+        }
+        int next = il;
+        while (next < n_layer && skip.out[next]) {
+            ++next;
+        }
+        if (inputs[next] == nullptr) {
+            throw std::runtime_error(format("a draft head reads the input of block %d, which no kept block has", il));
+        }
+        inputs[il] = inputs[next];
+    }
+}
+
 std::unique_ptr<llm_graph_context> llama_skip_build_graph(const llama_model & model, const llm_graph_params & params) {
+    std::unique_ptr<llm_graph_context> llm;
     try {
-        auto llm = model.build_arch_graph(params);
+        llm = model.build_arch_graph(params);
         llama_skip_disk_place(*llm);
-        return llm;
     } catch (const std::exception & err) {
         const llama_skip & skip = params.cparams.skip;
         if (!skip.any()) {
@@ -51,6 +72,8 @@ std::unique_ptr<llm_graph_context> llama_skip_build_graph(const llama_model & mo
             format("architecture '%s' cannot leave out blocks %s: its graph does not step over them (%s)",
                 llm_arch_name(params.arch), llama_skip_layers_str(skip.out).c_str(), err.what()));
     }
+    publish_inputs(*llm);
+    return llm;
 }
 
 void llama_skip_expand_inputs(const llm_graph_context & llm) {

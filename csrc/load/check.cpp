@@ -54,11 +54,12 @@ llama_skip_mask llama_skip_plan_blocks(const std::string & path_model, const lla
     if (last_plan.plan != spec.plan || last_plan.path_model != path_model) {
         const llama_skip_checked_file file = llama_skip_check_file(path_model.c_str(), spec, {});
 
-        last_plan = { path_model, spec.plan, {} };
-        if (file.model) {
-            last_plan.blocks =
-                file.skip.file_blocks(file.skip.out | file.skip.disk.blocks, file.model->hparams.n_layer());
+        llama_skip_forget_plan();
+        if (!file.model) {
+            return {}; // loading gives the reason
         }
+        const auto blocks = file.skip.out | file.skip.disk.blocks;
+        last_plan         = { path_model, spec.plan, file.skip.file_blocks(blocks, file.model->hparams.n_layer()) };
     }
     return last_plan.blocks;
 }

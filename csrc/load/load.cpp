@@ -2,6 +2,8 @@
 
 #include "bypass/buffers.h"
 #include "load/resolve.h"
+#include "plan/identity.h"
+#include "plan/metadata.h"
 
 #include "llama-impl.h"
 #include "llama-model-loader.h"
@@ -14,6 +16,12 @@
 static std::string absolute(const std::string & path) {
     std::error_code err;
     return path.empty() ? "" : std::filesystem::absolute(std::filesystem::u8path(path), err).u8string();
+}
+
+static std::filesystem::file_time_type time_of(const std::string & path) {
+    std::error_code err;
+    return path.empty() ? std::filesystem::file_time_type()
+                        : std::filesystem::last_write_time(std::filesystem::u8path(path), err);
 }
 
 void llama_skip_load(llama_model_loader & ml, llama_model & model) {
@@ -35,7 +43,9 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
     model.skip   = std::make_shared<llama_skip_kept>();
 
     model.skip->path     = absolute(ml.skip.path);
+    model.skip->written  = time_of(model.skip->path);
     model.skip->n_bytes  = ml.n_bytes;
+    model.skip->baked    = llama_skip_baked(ml);
     model.skip->bypasses = set.bypasses;
     if (!hparams.skip.any() && hparams.skip.origin.text[0] != '\0' && !hparams.skip.disk.any()) {
         LLAMA_LOG_WARN("skip: %s leaves no block out\n", hparams.skip.origin.text.data());
@@ -68,6 +78,23 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
     } else {
         LLAMA_LOG_WARN("%s\n", text.c_str()); // the tools do not show lines below it
     }
+}
+
+std::string llama_skip_baked(const llama_model_loader & ml) {
+    std::string layers;
+    llama_skip_gguf_str(ml.metadata, "skip.bake.layers", layers);
+    return layers;
+}
+
+std::string llama_skip_weights_id(const llama_model & model) {
+    llama_skip_kept & kept = *model.skip;
+    std::call_once(kept.identified, [&]() {
+        if (time_of(kept.path) != kept.written) {
+            throw std::runtime_error("the file " + kept.path + " has changed since it was loaded");
+        }
+        kept.weights_id = kept.path.empty() ? "" : llama_skip_hash_weights(kept.path);
+    });
+    return kept.weights_id;
 }
 
 void llama_skip_load_bypasses(llama_model & model) {

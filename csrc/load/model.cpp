@@ -42,3 +42,12 @@ void llama_skip_read_model(llama_model_loader & ml, llama_model & model) {
         arch.loops(model, facts);
     }
 }
+
+int32_t llama_skip_n_positions(const llama_model & model) {
+    const ggml_tensor * t = model.get_tensor("position_embd.weight");
+    return t ? (int32_t) t->ne[1] : 0;
+}
+
+bool llama_skip_can_rank(const llama_model & model) {
+    return model.get_tensor("cls.weight") != nullptr || model.get_tensor("cls.output.weight") != nullptr;
+}

@@ -145,18 +145,37 @@ llama_skip_identity llama_skip_identify(llama_model_loader & ml) {
     return id;
 }
 
-llama_skip_identity llama_skip_identify(const std::string & path, std::vector<llama_skip_file_tensor> & tensors) {
+// What `read` makes of a file's header.
+template <typename Read>
+static auto with_header(const std::string & path, Read && read) {
     llama_skip_quiet_log quiet;
     try {
-        const auto                ml = llama_skip_open_header(path, quiet);
-        const llama_skip_identity id = llama_skip_identify(*ml);
-        for (const auto & [name, w] : ml->weights_map) {
-            tensors.push_back(
-                { name, ggml_type_name(w.tensor->type), ggml_nbytes(w.tensor), llama_skip_block_of(name) });
-        }
-        return id;
+        return read(*llama_skip_open_header(path, quiet));
     } catch (const std::exception & err) {
         const std::string reason = quiet.error().substr(0, quiet.error().find_last_not_of("\n") + 1);
         throw std::runtime_error(path + ": " + err.what() + (reason.empty() ? "" : ": " + reason));
     }
+}
+
+llama_skip_identity llama_skip_identify(const std::string & path, std::vector<llama_skip_file_tensor> & tensors) {
+    return with_header(path, [&](llama_model_loader & ml) {
+        for (const auto & [name, w] : ml.weights_map) {
+            tensors.push_back(
+                { name, ggml_type_name(w.tensor->type), ggml_nbytes(w.tensor), llama_skip_block_of(name) });
+        }
+        return llama_skip_identify(ml);
+    });
+}
+
+std::string llama_skip_hash_weights(const std::string & path) {
+    return with_header(path, [](llama_model_loader & ml) {
+        llama_skip_hash hash;
+        for (const auto & [name, w] : std::map(ml.weights_map.begin(), ml.weights_map.end())) {
+            hash.add(name);
+            hash.add(shape_str(w.tensor));
+            hash.add(std::to_string((int) w.tensor->type));
+            hash.add(read_start(ml, w, std::min(ggml_nbytes(w.tensor), n_bytes_sample)));
+        }
+        return hash.hex();
+    });
 }

@@ -35,3 +35,6 @@ llama_skip_identity llama_skip_identify(llama_model_loader & ml);
 // The same of a file, the first one of a split model, and its tensors by name; throws std::runtime_error.
 LLAMA_API llama_skip_identity llama_skip_identify(
     const std::string & path, std::vector<llama_skip_file_tensor> & tensors);
+
+// A hash of where every tensor of a file begins: what saved states are told apart by. Throws std::runtime_error.
+std::string llama_skip_hash_weights(const std::string & path);

@@ -30,6 +30,7 @@ def layers_text(layers: Layers | None, name: str) -> str:
     if isinstance(layers, str):
         if not layers.strip():
             raise ArgumentError(name, "empty, expected N, N-M or N-M+STEP, separated by commas, or none")
+        _check_text(layers, name)
         return layers
     if isinstance(layers, bytes) or not isinstance(layers, Iterable):
         raise TypeError(f"{name}: expected a text or blocks, not {type(layers).__name__}")
@@ -57,6 +58,7 @@ def scale_text(scale: Scale | None, name: str) -> str:
     if isinstance(scale, str):
         if not scale.strip():
             raise ArgumentError(name, "empty, expected A or N:A, separated by commas")
+        _check_text(scale, name)
         return scale
     if isinstance(scale, Mapping):
         return ",".join(f"{_block(il, name)}:{_factor(a, name)!r}" for il, a in scale.items())
@@ -84,6 +86,11 @@ def parse_scale(text: str) -> dict[int, float]:
     """Return the factors of a text "N:A,..." by the first block of their gap."""
     pairs = (item.split(":") for item in text.split(",") if item)
     return {int(il): float(a) for il, a in pairs}
+
+
+def _check_text(text: str, name: str) -> None:
+    if "\0" in text:
+        raise ArgumentError(name, f"{text!r} has a NUL")
 
 
 def _block(il: int, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,26 @@ def test_restored_tokens_still_lack_the_masked_blocks(
     refused, saved = ours.worker.call(mask_lifted_after_restore, smollm2, tokens, tmp_path, road)
     assert "decoded while blocks 13 were masked" in refused
     assert saved == "not saved"
+
+
+def restored_by_others(
+    lib: Library, path: Path, other: Path, tokens: list[int], folder: Path, road: str
+) -> bool:
+    source, target = (open_context(lib, p, "skip 13 scaled") for p in (path, other))
+    source.decode(tokens[:10])
+    saved = source.save(road, folder / "state", tokens[:10])
+    return bool(target.restore(road, folder / "state", saved))
+
+
+@pytest.mark.parametrize("road", STATE_ROADS)
+def test_other_weights_refuse_a_state(
+    ours: Build,
+    smollm2: Path,
+    zeroed: Callable[[list[int]], Path],
+    tokens: list[int],
+    tmp_path: Path,
+    road: str,
+) -> None:
+    args = (tokens, tmp_path, road)
+    assert ours.worker.call(restored_by_others, smollm2, smollm2, *args)
+    assert not ours.worker.call(restored_by_others, smollm2, zeroed([5]), *args)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.matrix.arch_files import generated_one
+from llama_skip.openai import embedding
+from support.matrix.arch_files import Base, generated_one, write
+from support.matrix.arch_files import make as base_model
 from support.shared.counter import Counter
 
 from comparison.builds import Build
@@ -189,15 +192,168 @@ def test_truncate(make: Any, tokens: list[int]) -> None:
     assert llm.n_tokens == 5
 
 
-def test_a_recurrent_model_forgets_all(stock: Build, make: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def windows(stock: Build, bases: dict[str, Base], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model most of whose blocks see eight tokens."""
+    folder = tmp_path_factory.mktemp("windows")
+    model = base_model(stock, folder, bases, "gemma3-dense")
+    key = "gemma3.attention.sliding_window"
+    metadata = [(k, 8 if k == key else v, *rest) for k, v, *rest in model.metadata]
+    assert key in dict(m[:2] for m in metadata)
+    return write(folder / "windows.gguf", model.arch, metadata, model.tensors)
+
+
+def test_a_window_that_is_gone(make: Any, windows: Path) -> None:
+    fresh = make(windows, n_ctx=1600, swa_full=True)
+    held, tail = [3 + i % 50 for i in range(1400)], [7, 9, 11]
+    expected = fresh.logits(held[:100] + tail)[-3:]
+    for leave in ("truncate", "prompt"):
+        llm = make(windows, n_ctx=1600, swa_full=False, logits_all=True)
+        llm.eval(held)
+        if leave == "truncate":
+            llm.truncate(100)
+            assert llm.input_ids.tolist() == held[:100]
+            llm.eval(tail)
+        else:
+            next(llm.generate(held[:100] + tail, temp=0))
+        assert llm.input_ids.tolist() == held[:100] + tail
+        assert np.abs(llm.scores[-3:] - expected).max() < 1e-3 * expected.std()
+
+
+def test_a_window_that_is_there(make: Any, windows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = make(windows, n_ctx=256, swa_full=False)
+    tokens = [3 + i for i in range(40)]
+    llm.eval(tokens)
+    counter = Counter(llm, monkeypatch)
+    llm.truncate(38)
+    llm.eval([5])
+    assert counter.take() == 1
+    found = llm.save_state()
+    assert llm.sample(temp=0) == make(windows, n_ctx=256).logits([*tokens[:38], 5])[-1].argmax()
+    llm.reset()
+    llm.load_state(found)
+    assert llm.input_ids.tolist() == [*tokens[:38], 5]
+
+
+def test_a_state_of_other_weights_is_refused(
+    make: Any, smollm2: Path, zeroed: Callable[[list[int]], Path], tmp_path: Path
+) -> None:
+    one, other = make(), make(zeroed([5]))
+    one.eval([1, 2, 3])
+    state = one.save_state()
+    with pytest.raises(RuntimeError, match="saved with another model"):
+        other.load_state(state)
+    assert other.n_tokens == 0
+    copy = tmp_path / "copy.gguf"
+    copy.symlink_to(smollm2)
+    same = make(copy)
+    same.load_state(state)
+    assert same.input_ids.tolist() == [1, 2, 3]
+
+
+def test_all_logits_take_the_memory_of_their_tokens(make: Any, smollm2: Path) -> None:
+    llm = make(n_ctx=8192, logits_all=True)
+    rows = [llm.logits([1, 2, 3]).copy()]
+    llm.eval([4, 5])
+    assert np.array_equal(llm.scores[:3], rows[0])
+    assert llm.scores.shape == (5, llm.n_vocab())
+    assert llm._history.scores.nbytes <= 10 * 4 * llm.n_vocab()
+
+
+@pytest.mark.parametrize("what", ["complete", "reset", "eval"])
+def test_a_processor_that_uses_its_own_model(make: Any, what: str) -> None:
+    llm = make()
+
+    def process(ids: Any, scores: Any) -> Any:
+        if len(ids) == 8:
+            {
+                "complete": lambda: llm("Once upon a time", max_tokens=2),
+                "reset": llm.reset,
+                "eval": lambda: llm.eval([5]),
+            }[what]()
+        return scores
+
+    with pytest.raises(RuntimeError, match="something else in between"):
+        llm([1, 2, 3, 4, 5], max_tokens=8, temperature=0, logits_processor=[process])
+
+
+def test_a_stream_ends_with_its_model(make: Any) -> None:
+    llm = make()
+    stream = llm("The capital of France is", stream=True, max_tokens=8)
+    next(stream)
+    llm.close()
+    with pytest.raises(RuntimeError, match="is closed"):
+        list(stream)
+
+
+def test_an_encoder_writes_no_text(stock: Build, bases: dict[str, Base], make: Any, tmp_path: Path) -> None:
+    model = base_model(stock, tmp_path, bases, "bert")
+    llm = make(write(tmp_path / "bert.gguf", model.arch, model.metadata, model.tensors), n_ctx=64)
+    with pytest.raises(RuntimeError, match="writes no text"):
+        llm([5, 6, 7], max_tokens=2)
+
+
+def test_a_model_with_embeddings_writes_what_it_writes_without(
+    stock: Build, bases: dict[str, Base], make: Any, tmp_path: Path
+) -> None:
+    model = base_model(stock, tmp_path, bases, "lfm2-dense")
+    path = write(tmp_path / "lfm2.gguf", model.arch, model.metadata, model.tensors)
+    plain, both = make(path, n_ctx=256), make(path, n_ctx=256, embedding=True, pooling_type=1)
+    for _ in range(2):
+        assert np.array_equal(both.logits([5, 6, 7])[-1], plain.logits([5, 6, 7])[-1])
+        assert both._history.embed([[5, 6]])[0].shape == (both.n_embd(),)
+
+
+def test_logits_that_are_not_known_are_nan(make: Any, tiny: Path) -> None:
+    plain, llm = make(tiny), make(tiny, logits_all=True, hidden_states=True)
+    plain.eval([1, 2, 3])
+    llm.load_state(plain.save_state())
+    llm.eval([4])
+    assert np.isnan(llm.scores[:3]).all() and np.isfinite(llm.scores[3]).all()
+    llm.hidden_states([1])
+    llm.eval([2, 3])
+    assert np.isnan(llm.scores[:1]).all() and np.isfinite(llm.scores[1:]).all()
+
+
+def test_a_failed_eval_leaves_what_was_held(make: Any, windows: Path, stock: Build, tmp_path: Path) -> None:
+    held = [3 + i % 50 for i in range(60)]
+    for path in (windows, generated_one(stock, "mamba2", tmp_path)):
+        llm = make(path, n_ctx=256, n_batch=16, n_ubatch=16, swa_full=False)
+        llm.eval(held)
+        with pytest.raises((RuntimeError, ValueError)):
+            llm.eval([5] * 40 + [10**6])
+        if path == windows:
+            with pytest.raises(RuntimeError, match="the context is full"):
+                llm.eval([5] * 300)
+        assert llm.input_ids.tolist() == held
+        llm.eval([7])
+        expected = make(path, n_ctx=256, swa_full=True).logits([*held, 7])[-1]
+        assert llm.sample(temp=0) == expected.argmax()
+
+
+def test_a_recurrent_model_evaluates_again(stock: Build, make: Any, tmp_path: Path) -> None:
     path = generated_one(stock, "mamba2", tmp_path)
     llm = make(path, n_ctx=256)
-    rows = llm.logits([1, 2, 3, 4])
+    llm.eval([1, 2, 9, 9])
     llm.truncate(2)
-    assert llm.n_tokens == 0
+    assert llm.n_tokens == 2
+    llm.eval([3])
+    assert llm.sample(temp=0) == make(path, n_ctx=256).logits([1, 2, 3])[-1].argmax()
+    rows = llm.logits([1, 2, 3, 4])
     assert next(llm.generate([1, 2, 3, 4], temp=0)) == rows[-1].argmax()
     state = llm.save_state()
     llm.reset()
     llm.load_state(state)
     llm.eval([5])
     assert llm.sample(temp=0) == make(path, n_ctx=256).logits([1, 2, 3, 4, 5])[-1].argmax()
+
+
+def test_a_recurrent_model_embeds_with_one_state(stock: Build, make: Any, tmp_path: Path) -> None:
+    llm = make(generated_one(stock, "mamba2", tmp_path), n_ctx=256, embedding=True, pooling_type=1)
+    assert llm._history.context.n_seq_max == 1
+    texts = [[1, 2, 3], [4, 5], [1, 2, 3]]
+    together, n_tokens = embedding.embed(llm._history, texts, normalize=False, truncate=True)
+    assert n_tokens == 8
+    for text, found in zip(texts, together, strict=True):
+        (alone,), _ = embedding.embed(llm._history, [text], normalize=False, truncate=True)
+        assert np.array_equal(found, alone)

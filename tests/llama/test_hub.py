@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import pytest
 pytest.importorskip("huggingface_hub")
 REPO, COMMIT = "someone/models", "0" * 40
 RUN = """
-import json, sys
+import json, sys, time
+time.sleep = lambda seconds: None  # between huggingface_hub's tries
 from llama_skip import Llama
 kwargs = json.loads(sys.argv[1])
 try:
@@ -48,7 +50,11 @@ def hub(tiny: Path) -> Iterator[str]:
                 etag = hashlib.sha256(files[name]).hexdigest()
                 self.reply(files[name], {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
             else:
-                self.send_error(404)
+                self.send_response(404)
+                if path.startswith(f"/{REPO}/"):
+                    self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
         do_HEAD = do_GET
 
@@ -70,8 +76,9 @@ def hub(tiny: Path) -> Iterator[str]:
     server.server_close()
 
 
-def load(hub: str, home: Path, **kwargs: object) -> list[object]:
+def load(hub: str, home: Path, *, is_offline: bool = False, **kwargs: object) -> list[object]:
     env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    env |= {"HF_HUB_OFFLINE": "1"} if is_offline else {}
     arguments = json.dumps({"repo_id": REPO, **kwargs})
     command = [sys.executable, "-c", RUN, arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
@@ -87,6 +94,32 @@ def test_a_file_into_the_cache(hub: str, tiny: Path, tmp_path: Path, name: str) 
     assert str(path).startswith(str(tmp_path))
     assert Path(str(path)).name == "model-Q4.gguf"
     assert Path(str(path)).read_bytes() == tiny.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["q4/model-Q4.gguf", "*Q4.gguf"])
+@pytest.mark.parametrize("folder", [None, "cache_dir", "local_dir"])
+def test_a_file_of_the_cache_without_network(hub: str, tmp_path: Path, name: str, folder: str | None) -> None:
+    where = {} if folder is None else {folder: str(tmp_path / "there")}
+    path, _ = load(hub, tmp_path, filename="*Q4.gguf", **where)
+    offline = partial(load, hub, tmp_path, is_offline=True, **where)
+    assert offline(filename=name) == [path, [1]]
+    kind, reason = offline(filename=name.replace("Q4", "Q5"))
+    assert kind == ("ValueError" if "*" in name else "LocalEntryNotFoundError"), reason
+
+
+def test_a_repository_that_is_not_there_is_no_reason_to_look_elsewhere(hub: str, tmp_path: Path) -> None:
+    where = {"local_dir": str(tmp_path / "there")}
+    load(hub, tmp_path, filename="*Q4.gguf", **where)
+    kind, reason = load(hub, tmp_path, repo_id="someone/typo", filename="*Q4.gguf", **where)
+    assert kind == "HfHubHTTPError", reason
+
+
+def test_a_network_that_fails(hub: str, tmp_path: Path) -> None:
+    path, _ = load(hub, tmp_path, filename="*Q4.gguf")
+    for name in ("q4/model-Q4.gguf", "*Q4.gguf"):
+        assert load("http://127.0.0.1:9", tmp_path, filename=name) == [path, [1]]
+    kind, _ = load("http://127.0.0.1:9", tmp_path / "empty", filename="*Q4.gguf")
+    assert "Connect" in str(kind)
 
 
 def test_folders_and_further_files(hub: str, tmp_path: Path) -> None:

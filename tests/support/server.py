@@ -57,14 +57,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(build: Build, model: Path, *args: object) -> Iterator[Server]:
-    """A server of `model` with one slot unless args say otherwise, ready to be asked.
+def server(build: Build, model: Path | None, *args: object) -> Iterator[Server]:
+    """A server of `model` with one slot unless args say otherwise, ready to be asked; without one, a router.
 
     With flash attention a token's logits do not depend on what it is decoded with, on the CPU.
     """
     port = free_port()
     defaults = f"--host 127.0.0.1 --port {port} -c 512 -np 1 -t 1 -fa on --no-warmup".split()
-    command = [str(build.tool("llama-server")), "-m", str(model), *defaults, *map(str, args)]
+    models = [] if model is None else ["-m", str(model)]
+    command = [str(build.tool("llama-server")), *models, *defaults, *map(str, args)]
     env = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_")}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

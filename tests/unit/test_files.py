@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from llama_skip import read_evaluation, read_plan, read_score, write_plan, write_score
 from llama_skip.eval.file import EvalRow, Evaluation, write_evaluation
 from llama_skip.files.identity import Identity, TextInfo
+from llama_skip.files.store import replacing
 from llama_skip.model.loaded import DeviceMemory
 from llama_skip.plan.file import Plan
 from llama_skip.plan.found import Found
@@ -79,3 +81,18 @@ def test_another_type_is_refused(
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"a\.json: not a whole {kind} file: "):
         read(tmp_path / "a.json")
+
+
+def test_permissions_are_those_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        for path, mode in ((tmp_path / "new", 0o640), (tmp_path / "old", 0o604)):
+            if path.name == "old":
+                path.touch()
+                path.chmod(mode)
+            with replacing(path) as file:
+                file.write(b"x")
+            assert path.stat().st_mode & 0o777 == mode
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from support.adapters import lora_file, names_of
 from support.matrix import bakes
 from support.matrix.arch_files import Base, make, write
 from support.matrix.architectures import untested_file
@@ -194,8 +195,55 @@ def test_a_split_model_becomes_one_file(stock: Build, ours: Build, small: Path, 
     assert not [key for key in fields(baked.path) if key.startswith("split.")]
     expected = ours.worker.call(logits, small, TOKENS, skip("1"))
     assert np.array_equal(stock.worker.call(logits, baked.path, TOKENS), expected)
-    with pytest.raises(ValueError, match="is the model itself"):
+    with pytest.raises(ValueError, match="is one of the files that are read"):
         bake_model(parts[0], parts[2], skip_layers="1")
+
+
+def test_the_importance_matrix_goes_with_the_blocks(
+    stock: Build, ours: Build, tiny: Path, tmp_path: Path
+) -> None:
+    """Quantized with it, a baked file is what upstream's own pruning makes of the full model and matrix."""
+    from llama_skip import bake_model
+
+    text, full = tmp_path / "text.txt", tmp_path / "full.imatrix.gguf"
+    text.write_text("The harbour lay still before the first boats came in. " * 60)
+    done = ours.run("llama-imatrix", "-m", tiny, "-f", text, "-o", full, "-c", 64, "--chunks", 4, "-t", 1)
+    assert done.returncode == 0, done.stderr[-2000:]
+    baked = bake_model(tiny, tmp_path / "baked.gguf", skip_layers="1", imatrix=full)
+    assert baked.imatrix == tmp_path / "baked.imatrix.gguf"
+    assert fields(baked.imatrix) == fields(full)
+    quantized = []
+    for args in ((baked.imatrix, baked.path), (full, "--prune-layers", 1, tiny)):
+        path = tmp_path / f"{len(quantized)}.gguf"
+        done = stock.run("llama-quantize", "--imatrix", *args, path, "Q4_0", 1)
+        assert done.returncode == 0, done.stderr[-2000:]
+        quantized.append({t.name: t.data.tobytes() for t in GGUFReader(path).tensors})
+    assert quantized[0] == quantized[1] and "blk.2.attn_q.weight" in quantized[0]
+
+    done = ours.run("llama-quantize", "--imatrix", full, baked.path, tmp_path / "x.gguf", "Q4_0", 1)
+    assert done.returncode != 0
+    assert "baked without blocks 1, has not: llama-skip bake --imatrix" in done.stderr + done.stdout
+    for wrong, reason in ((tiny, "not an importance matrix"), (text, "not a GGUF file")):
+        with pytest.raises(ValueError, match=reason):
+            bake_model(tiny, tmp_path / "y.gguf", skip_layers="1", imatrix=wrong)
+    with pytest.raises(ValueError, match="of another model, it has blk"):
+        bake_model(baked.path, tmp_path / "y.gguf", skip_layers="1", imatrix=full)
+    assert not (tmp_path / "y.gguf").exists()
+    before = full.read_bytes()
+    for output in (full, tmp_path / "full.gguf"):
+        with pytest.raises(ValueError, match="is one of the files that are read"):
+            bake_model(tiny, output, skip_layers="1", imatrix=full)
+    assert full.read_bytes() == before and not (tmp_path / "full.gguf").exists()
+
+
+def test_an_adapter_on_a_baked_model_is_warned_of(ours: Build, smollm2: Path, tmp_path: Path) -> None:
+    from llama_skip import bake_model
+
+    baked = bake_model(smollm2, tmp_path / "baked.gguf", skip_layers="13").path
+    lora = lora_file(smollm2, tmp_path / "lora.gguf", names_of([0], ["attn_q"]))
+    for model, is_warned in ((baked, True), (smollm2, False)):
+        done = ours.complete(model, "--lora", lora)
+        assert ("baked without blocks 13: adapters" in done.stderr) == is_warned
 
 
 def test_what_cannot_be_baked_is_refused_and_nothing_is_written(small: Path, tmp_path: Path) -> None:
@@ -212,11 +260,11 @@ def test_what_cannot_be_baked_is_refused_and_nothing_is_written(small: Path, tmp
     ):
         with pytest.raises(ValueError, match=words):
             bake_model(small, output, **kwargs)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="is the model itself"):
+    with pytest.raises(ValueError, match="is one of the files that are read"):
         bake_model(small, small, skip_layers="1")
     link = tmp_path / "link.gguf"
     link.symlink_to(small)
-    with pytest.raises(ValueError, match="is the model itself"):
+    with pytest.raises(ValueError, match="is one of the files that are read"):
         bake_model(small, link, skip_layers="1")
     with pytest.raises(FileNotFoundError):
         bake_model(tmp_path / "absent.gguf", output, skip_layers="1")

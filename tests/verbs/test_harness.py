@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from llama_skip import Llama
 from llama_skip.files.identity import identify
-from llama_skip.plan.file import Plan, write_plan
+from llama_skip.heal.heal import heal_plan
+from llama_skip.plan.file import Plan, is_gguf, write_plan
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 from llama_skip.eval.harness import HarnessModel, completion_options
@@ -124,6 +125,14 @@ def test_plans(tiny: Path, smollm2: Path, tmp_path: Path, capsys: pytest.Capture
     assert f"{plan} was made with tiny.gguf (" in capsys.readouterr().err
     model = HarnessModel.create_from_arg_string(f"model={tiny},skip_layers=0;2-3,n_ctx=64,n_threads=1")
     assert model.llm.skip_layers == (0, 2, 3)
+    text = tmp_path / "text.txt"
+    text.write_text("The harbour lay still before the first boats came in. " * 40)
+    healed = tmp_path / "healed.gguf"
+    heal_plan(tiny, skip_layers="1-2", text=text, n_ctx=64, n_tokens=512, output=healed, n_threads=1)
+    assert is_gguf(healed)
+    model = HarnessModel.create_from_arg_string(f"model={tiny},plan={healed},n_ctx=64,n_threads=1")
+    expected = Llama(tiny, skip_layers=f"@{healed}", n_ctx=64, flash_attn=None, verbose=False, **ONE)
+    assert np.array_equal(model.llm.logits([5, 6, 7]), expected.logits([5, 6, 7]))
     with pytest.raises(ValueError, match="plan brings its own"):
         HarnessModel(str(tiny), plan=str(plan), skip_layers=1)
     with pytest.raises(ValueError, match="is about another model"):

@@ -1,5 +1,8 @@
 #include "bindings/context/decoder.h"
 
+#include "bindings/threads/gil.h"
+#include "load/model.h"
+
 #include <algorithm>
 #include <utility>
 
@@ -8,10 +11,15 @@ static bool on_abort(void * user_data) {
 }
 
 py_context::py_context(std::shared_ptr<py_model> model_, const py_context_params & params) : model(std::move(model_)) {
-    py::gil_scoped_release nogil;
-    log_scope              log(model->log);
+    const without_gil nogil;
+    log_scope         log(model->log);
 
     llama_context_params raw_params = params.raw;
+    if (raw_params.pooling_type == LLAMA_POOLING_TYPE_RANK && !llama_skip_can_rank(*model->raw)) {
+        throw std::invalid_argument("pooling_type: this model does not rank texts");
+    }
+    n_positions    = llama_skip_n_positions(*model->raw);
+    has_embeddings = raw_params.embeddings;
     if (params.hidden_states) {
         raw_params.cb_eval           = llama_skip_streams::on_tensor;
         raw_params.cb_eval_user_data = &states;
@@ -58,7 +66,7 @@ py_context::entered::entered(py_context & ctx) : ctx(ctx), log(ctx.model->log) {
 }
 
 bool py_context::should_abort() {
-    if (interrupt) {
+    if (interrupt || must_stay()) {
         return true;
     }
     const int64_t now = llama_time_us();
@@ -67,11 +75,44 @@ bool py_context::should_abort() {
     }
     t_signals_us = now;
 
-    py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) {
-        interrupt = std::make_exception_ptr(py::error_already_set());
-    }
+    with_gil([&]() {
+        if (PyErr_CheckSignals() != 0) {
+            interrupt = std::make_exception_ptr(py::error_already_set());
+        }
+    });
     return interrupt != nullptr;
+}
+
+int32_t py_context::keep(llama_seq_id seq_id, int32_t n, bool has_failed) {
+    const bool is_less = llama_memory_seq_pos_max(memory(), seq_id) >= n;
+    if (is_less) {
+        llama_memory_seq_rm(memory(), seq_id, n, -1);
+    }
+    // a recurrent state stands at the last position; what follows looks back over the window
+    llama_pos first = n - 1;
+    if (!model->is_recurrent() && (is_less || has_failed)) {
+        first = std::max(n + 1 - llama_model_n_swa(model->raw), 0);
+    }
+    const bool is_held =
+        llama_memory_seq_pos_max(memory(), seq_id) == n - 1 && llama_memory_seq_pos_min(memory(), seq_id) <= first;
+    if (!is_held) {
+        llama_memory_seq_rm(memory(), seq_id, -1, -1);
+    }
+    return is_held ? n : 0;
+}
+
+void py_context::check_positions(int64_t n) const {
+    if (n_positions > 0 && n > n_positions) {
+        throw std::runtime_error("the context is full: the model has " + std::to_string(n_positions) + " positions");
+    }
+}
+
+// some architectures give no logits where they give embeddings
+void py_context::set_embeddings(bool value) {
+    if (has_embeddings && gives_embeddings != value && llama_get_memory(raw) != nullptr) {
+        llama_set_embeddings(raw, value);
+        gives_embeddings = value;
+    }
 }
 
 void py_context::add_token(llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output) {
@@ -122,6 +163,11 @@ static std::vector<llama_pos> rope_sections(const llama_model * model, const lla
 
 void py_context::decode_all(const llama_token * tokens, const float * stream, int32_t n, llama_pos pos,
     llama_seq_id seq_id, int32_t first, float * rows) {
+    check_positions((int64_t) pos + n);
+    if (llama_model_has_encoder(model->raw) && llama_model_has_decoder(model->raw)) {
+        throw std::runtime_error("a model that answers what its encoder read is not supported here");
+    }
+    set_embeddings(false);
     const int32_t n_batch = llama_n_batch(raw);
     const size_t  n_vocab = llama_vocab_n_tokens(model->vocab());
 
@@ -148,10 +194,10 @@ void py_context::decode_all(const llama_token * tokens, const float * stream, in
             }
         }
     } catch (const std::runtime_error & err) {
-        llama_memory_seq_rm(memory(), seq_id, pos, -1);
+        keep(seq_id, pos, /*has_failed =*/true);
         throw std::runtime_error(log.message(err.what()));
     } catch (...) {
-        llama_memory_seq_rm(memory(), seq_id, pos, -1);
+        keep(seq_id, pos, /*has_failed =*/true);
         throw;
     }
 }
@@ -160,7 +206,9 @@ void py_context::decode_sequences(const std::vector<std::vector<llama_token>> & 
     size_t n_tokens = 0;
     for (const auto & tokens : sequences) {
         n_tokens += tokens.size();
+        check_positions(tokens.size());
     }
+    set_embeddings(true);
     if (n_tokens > llama_n_batch(raw) || sequences.size() > llama_n_seq_max(raw)) {
         throw std::invalid_argument(std::to_string(sequences.size()) + " sequences of " + std::to_string(n_tokens) +
                                     " tokens are too many at once: n_batch is " + std::to_string(llama_n_batch(raw)) +
@@ -181,5 +229,8 @@ void py_context::decode_sequences(const std::vector<std::vector<llama_token>> & 
     } catch (const std::runtime_error & err) {
         llama_memory_clear(memory(), false);
         throw std::runtime_error(log.message(err.what()));
+    } catch (...) {
+        llama_memory_clear(memory(), false);
+        throw;
     }
 }

@@ -34,6 +34,17 @@ public:
     // Call with the GIL held, before it is released; throws std::runtime_error if another thread is inside.
     entered enter() { return entered(*this); }
 
+    // Removes what a sequence holds from position n on. Returns what is left, n or 0: a memory that cannot go back so
+    // far (a recurrent one, or a sliding window that is gone) then holds nothing of it.
+    // A batch that failed may have taken the window's place.
+    int32_t keep(llama_seq_id seq_id, int32_t n, bool has_failed = false);
+
+    // tokens that may be given at once: a batch, or what the model has positions for
+    int32_t n_most() const {
+        const int32_t n_batch = llama_n_batch(raw);
+        return n_positions > 0 && n_positions < n_batch ? n_positions : n_batch;
+    }
+
     // Decodes tokens of a sequence from position pos on, n_batch at a time; those from `first` on are outputs, whose
     // logits go to `rows` ([n - first, n_vocab]) if it is not null. When it throws, nothing from pos on is left.
     void decode(
@@ -62,9 +73,15 @@ private:
     void decode_all(const llama_token * tokens, const float * stream, int32_t n, llama_pos pos, llama_seq_id seq_id,
         int32_t first, float * rows);
 
+    void check_positions(int64_t n) const;
+    void set_embeddings(bool value);
+
     std::mutex         mutex;
-    bool               is_broken = false;
-    llama_batch        batch     = {};
+    bool               is_broken        = false;
+    bool               has_embeddings   = false;
+    bool               gives_embeddings = true; // where it has them
+    int32_t            n_positions      = 0;
+    llama_batch        batch            = {};
     std::exception_ptr interrupt;
     int64_t            t_signals_us = 0; // when signals were last looked at
 };

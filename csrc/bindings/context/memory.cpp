@@ -1,24 +1,16 @@
 #include "bindings/context/memory.h"
 
+#include "bindings/threads/gil.h"
+
 #include "../src/llama-ext.h"
 
 #include <pybind11/stl.h>
 
 #include <map>
 
-static bool memory_seq_rm(py_context & ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+static int32_t keep(py_context & ctx, int32_t n_tokens) {
     const auto lock = ctx.enter();
-    return llama_memory_seq_rm(ctx.memory(), seq_id, p0, p1);
-}
-
-static llama_pos memory_seq_pos_max(py_context & ctx, llama_seq_id seq_id) {
-    const auto lock = ctx.enter();
-    return llama_memory_seq_pos_max(ctx.memory(), seq_id);
-}
-
-static void memory_clear(py_context & ctx) {
-    const auto lock = ctx.enter();
-    llama_memory_clear(ctx.memory(), false);
+    return ctx.keep(/*seq_id =*/0, n_tokens);
 }
 
 // device name -> bytes of weights, of the context (KV and recurrent state), of compute buffers
@@ -45,8 +37,8 @@ static py::bytes get_state(py_context & ctx, Size && size, Get && get) {
     const auto  lock = ctx.enter();
     std::string res;
     {
-        py::gil_scoped_release nogil;
-        log_scope              log(ctx.model->log);
+        const without_gil nogil;
+        log_scope         log(ctx.model->log);
 
         res.resize(size());
         const size_t n = get((uint8_t *) res.data(), res.size());
@@ -63,8 +55,8 @@ static void put_state(py_context & ctx, const py::bytes & state, Set && set) {
     const auto             lock = ctx.enter();
     const std::string_view data = state;
 
-    py::gil_scoped_release nogil;
-    log_scope              log(ctx.model->log);
+    const without_gil nogil;
+    log_scope         log(ctx.model->log);
     if (set((const uint8_t *) data.data(), data.size()) == 0) {
         throw std::runtime_error(log.message("cannot load the state"));
     }
@@ -81,9 +73,9 @@ static void set_state(py_context & ctx, const py::bytes & state) {
 }
 
 void register_context_memory(py::class_<py_context> & c) {
-    c.def("memory_seq_rm", memory_seq_rm, py::arg("seq_id"), py::arg("p0"), py::arg("p1"))
-        .def("memory_seq_pos_max", memory_seq_pos_max, py::arg("seq_id"))
-        .def("memory_clear", memory_clear)
+    c.def("keep", keep, py::arg("n_tokens"))
+        .def_property_readonly(
+            "has_memory", [](const py_context & ctx) { return llama_get_memory(ctx.raw) != nullptr; })
         .def("memory_breakdown", memory_breakdown)
         .def("state", state)
         .def("set_state", set_state, py::arg("state"));

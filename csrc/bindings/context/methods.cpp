@@ -4,6 +4,7 @@
 #include "bindings/context/lora.h"
 #include "bindings/context/memory.h"
 #include "bindings/context/states.h"
+#include "bindings/threads/gil.h"
 #include "llama-skip.h"
 
 #include <pybind11/stl.h>
@@ -15,7 +16,7 @@ static py::array_t<float> decode(
     float *    data    = rows.mutable_data();
     const auto lock    = ctx.enter();
 
-    py::gil_scoped_release nogil;
+    const without_gil nogil;
     ctx.decode(checked, pos, seq_id, first, data);
     return rows;
 }
@@ -24,7 +25,7 @@ static void eval(py_context & ctx, const tokens_array & tokens, llama_pos pos, l
     const auto checked = check_tokens(ctx, tokens);
     const auto lock    = ctx.enter();
 
-    py::gil_scoped_release nogil;
+    const without_gil nogil;
     ctx.decode(checked, pos, seq_id, (int32_t) checked.size() - 1, nullptr);
 }
 
@@ -42,8 +43,8 @@ static py::array_t<float> logits(py_context & ctx, int32_t idx) {
 static void set_mask(py_context & ctx, const std::string & layers, const std::string & scale) {
     const auto lock = ctx.enter();
 
-    py::gil_scoped_release nogil;
-    log_scope              log(ctx.model->log);
+    const without_gil nogil;
+    log_scope         log(ctx.model->log);
     if (!llama_skip_set_mask(ctx.raw, layers.c_str(), scale.empty() ? nullptr : scale.c_str())) {
         throw std::invalid_argument(llama_skip_error());
     }
@@ -66,6 +67,7 @@ void register_context(py::module_ & m) {
     cls.def(py::init<std::shared_ptr<py_model>, const py_context_params &>(), py::arg("model"), py::arg("params"))
         .def_property_readonly("n_ctx", [](const C & c) { return llama_n_ctx(c.raw); })
         .def_property_readonly("n_batch", [](const C & c) { return llama_n_batch(c.raw); })
+        .def_property_readonly("n_most", [](const C & c) { return c.n_most(); })
         .def_property_readonly("n_threads", [](const C & c) { return llama_n_threads(c.raw); })
         .def_property_readonly("n_threads_batch", [](const C & c) { return llama_n_threads_batch(c.raw); })
         .def_property_readonly("mask", mask)

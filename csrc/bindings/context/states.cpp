@@ -1,6 +1,7 @@
 #include "bindings/context/states.h"
 
 #include "bindings/context/arrays.h"
+#include "bindings/threads/gil.h"
 #include "llama-skip.h"
 
 #include <pybind11/stl.h>
@@ -55,7 +56,7 @@ static py::tuple hidden(py_context & ctx, const tokens_array & tokens, llama_pos
     llama_skip_streams::rows inputs;
     llama_skip_streams::rows outputs;
     {
-        py::gil_scoped_release nogil;
+        const without_gil nogil;
         collect(ctx, checked, pos, seq_id, 0, nullptr, kept, inputs, &outputs);
     }
     const auto n_embd = llama_model_n_embd(ctx.model->raw);
@@ -72,7 +73,7 @@ static py::tuple trace(
 
     llama_skip_streams::rows inputs;
     {
-        py::gil_scoped_release nogil;
+        const without_gil nogil;
         collect(ctx, checked, pos, seq_id, first, data, kept, inputs, nullptr);
     }
     return py::make_tuple(kept, stack(inputs, checked.size(), llama_model_n_embd(ctx.model->raw)), logits);
@@ -96,7 +97,7 @@ static py::array_t<float> resume(py_context & ctx, const py::array_t<float, py::
     const auto    n    = (int32_t) stream.shape(0);
     const auto    lock = ctx.enter();
 
-    py::gil_scoped_release nogil;
+    const without_gil nogil;
     ctx.decode_stream(from, n, pos, seq_id, first, data);
     return rows;
 }
@@ -119,7 +120,7 @@ static py::list embed(py_context & ctx, const std::vector<tokens_array> & sequen
     const auto n_embd  = (py::ssize_t)(pooling == LLAMA_POOLING_TYPE_RANK ? llama_model_n_cls_out(ctx.model->raw)
                                                                           : llama_model_n_embd_out(ctx.model->raw));
     {
-        py::gil_scoped_release nogil;
+        const without_gil nogil;
         ctx.decode_sequences(checked);
     }
     py::list res;

@@ -2,32 +2,42 @@
 
 #include "bindings/generate/prompt.h"
 
+#include "bindings/threads/deep-stack.h"
 #include "bindings/generate/grammar.h"
+#include "bindings/threads/gil.h"
 
 #include "json-schema-to-grammar.h"
 
 #include <pybind11/stl.h>
 
-#include <random>
-
 using json = common_json;
+
+static const size_t n_stack = 512 * 1024 * 1024;
 
 class py_chat_templates {
 public:
     // source: a Jinja template, or the name of one of llama.cpp's own if not is_jinja; empty: the model's
     py_chat_templates(std::shared_ptr<py_model> model_, const std::string & source, bool is_jinja)
         : model(std::move(model_)), is_jinja(is_jinja) {
-        py::gil_scoped_release nogil;
-        log_scope              log(model->log);
+        const without_gil nogil;
+        log_scope         log(model->log);
 
-        raw = common_chat_templates_init(model->raw, source);
+        check_template_depth(source);
+        for (const char * name : { static_cast<const char *>(nullptr), "tool_use" }) {
+            const char * own = llama_model_chat_template(model->raw, name);
+            check_template_depth(own ? own : "");
+        }
+        on_deep_stack(n_stack, [&]() { raw = common_chat_templates_init(model->raw, source); });
     }
 
     py_chat_prompt apply(const std::string & request) const {
-        py::gil_scoped_release nogil;
-        log_scope              log;
+        const without_gil nogil;
+        log_scope         log;
         try {
-            return apply(json::parse(request));
+            check_json_depth("request", request);
+            py_chat_prompt res;
+            on_deep_stack(n_stack, [&]() { res = apply(json::parse(request)); });
+            return res;
         } catch (const std::exception & err) {
             throw std::invalid_argument(err.what());
         }
@@ -72,87 +82,12 @@ py_chat_prompt py_chat_templates::apply(const json & request) const {
     return res;
 }
 
-static std::string make_call_id() {
-    static const char  digits[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    std::random_device device;
-    std::string        res = "call_";
-    for (int i = 0; i < 24; ++i) {
-        res += digits[device() % (sizeof(digits) - 1)];
-    }
-    return res;
-}
-
-static json delta_json(const common_chat_msg_diff & diff) {
-    json res = json::object();
-    if (!diff.reasoning_content_delta.empty()) {
-        res["reasoning_content"] = diff.reasoning_content_delta;
-    }
-    if (!diff.content_delta.empty()) {
-        res["content"] = diff.content_delta;
-    }
-    if (diff.tool_call_index != std::string::npos) {
-        const auto & delta = diff.tool_call_delta;
-
-        json call     = json::object();
-        call["index"] = (uint64_t) diff.tool_call_index;
-        if (!delta.name.empty()) {
-            call["id"] = delta.id;
-        }
-        call["type"]                  = "function";
-        call["function"]              = json::object();
-        call["function"]["name"]      = delta.name.empty() ? json() : json(delta.name);
-        call["function"]["arguments"] = delta.arguments;
-
-        res["tool_calls"] = json::array();
-        res["tool_calls"].push_back(call);
-    }
-    return res;
-}
-
-// Reads an answer while it grows.
-class py_chat_parser {
-public:
-    explicit py_chat_parser(const py_chat_prompt & prompt) : params(prompt.params) {
-        params.reasoning_format = prompt.reasoning_format;
-        params.parse_tool_calls = prompt.parse_tool_calls;
-        if (!prompt.params.parser.empty()) {
-            params.parser.load(prompt.params.parser);
-        }
-    }
-
-    // The changes that `added` makes to the message, as deltas of OpenAI's stream; throws std::runtime_error if a whole
-    // text is not of the template's form.
-    std::vector<std::string> update(const std::string & added, bool is_partial) {
-        py::gil_scoped_release nogil;
-        log_scope              log;
-
-        text += added;
-        common_chat_msg next = common_chat_parse(text, is_partial, params);
-
-        std::vector<std::string> res;
-        if (!next.empty()) {
-            next.set_tool_call_ids(ids, make_call_id);
-            for (const auto & diff : common_chat_msg_diff::compute_diffs(msg, next)) {
-                res.push_back(delta_json(diff).dump());
-            }
-            msg = std::move(next);
-        }
-        return res;
-    }
-
-    std::string message() const { return msg.to_json_oaicompat().dump_safe(); }
-
-private:
-    common_chat_parser_params params;
-    common_chat_msg           msg;
-    std::string               text;
-    std::vector<std::string>  ids;
-};
-
 // common_chat_templates_init throws too, but without the reason
 static void check_template(const std::string & source) {
+    log_scope log;
+    check_template_depth(source);
     try {
-        common_chat_template(source, "", "");
+        on_deep_stack(n_stack, [&]() { common_chat_template(source, "", ""); });
     } catch (const std::exception & err) {
         throw std::invalid_argument(std::string("chat_template: ") + err.what());
     }
@@ -160,8 +95,11 @@ static void check_template(const std::string & source) {
 
 static std::string schema_grammar(const std::string & schema) {
     try {
+        log_scope log;
         check_json_depth("json_schema", schema);
-        return json_schema_to_grammar(json::parse(schema));
+        std::string res;
+        on_deep_stack(n_stack, [&]() { res = json_schema_to_grammar(json::parse(schema)); });
+        return res;
     } catch (const std::exception & err) {
         throw std::invalid_argument(std::string("JSON schema: ") + err.what());
     }
@@ -179,11 +117,6 @@ void register_chat(py::module_ & m) {
             py::arg("is_jinja"))
         .def(
             "apply", py::overload_cast<const std::string &>(&py_chat_templates::apply, py::const_), py::arg("request"));
-
-    py::class_<py_chat_parser>(m, "ChatParser")
-        .def(py::init<const py_chat_prompt &>(), py::arg("prompt"))
-        .def("update", &py_chat_parser::update, py::arg("added"), py::arg("is_partial"))
-        .def("message", &py_chat_parser::message);
 
     m.def("builtin_templates", []() {
         std::vector<const char *> names(llama_chat_builtin_templates(nullptr, 0));

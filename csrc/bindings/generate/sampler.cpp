@@ -3,6 +3,7 @@
 #include "bindings/context/decoder.h"
 #include "bindings/generate/grammar.h"
 #include "bindings/generate/sampler-params.h"
+#include "bindings/threads/gil.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -41,9 +42,9 @@ public:
         if (logits && (logits->ndim() != 1 || logits->size() != n_vocab)) {
             throw std::invalid_argument("logits: expected an array of " + std::to_string(n_vocab) + " values");
         }
-        py::gil_scoped_release nogil;
-        log_scope              log;
-        float *                row = llama_get_logits_ith(ctx.raw, idx);
+        const without_gil nogil;
+        log_scope         log;
+        float *           row = llama_get_logits_ith(ctx.raw, idx);
         if (row == nullptr) {
             throw std::runtime_error(log.message("there are no logits to sample from"));
         }
@@ -52,8 +53,13 @@ public:
             own.assign(row, row + n_vocab);
             std::copy(given, given + n_vocab, row);
         }
-        const bool        is_any = any_left(row, n_vocab);
-        const llama_token token  = is_any ? common_sampler_sample(raw.get(), ctx.raw, idx) : LLAMA_TOKEN_NULL;
+        llama_token token = LLAMA_TOKEN_NULL;
+        try {
+            token = any_left(row, n_vocab) ? common_sampler_sample(raw.get(), ctx.raw, idx) : LLAMA_TOKEN_NULL;
+        } catch (...) {
+            std::copy(own.begin(), own.end(), row);
+            throw;
+        }
         std::copy(own.begin(), own.end(), row); // another sampler may ask for them
         if (token == LLAMA_TOKEN_NULL || is_excluded(token)) {
             throw std::runtime_error("no token is left: biases, logits processors and grammar exclude all of them");
@@ -64,6 +70,7 @@ public:
 
     void accept(llama_token token, bool is_generated) {
         model->check_token(token);
+        log_scope log;
         common_sampler_accept(raw.get(), token, is_generated);
     }
 

@@ -1,5 +1,6 @@
 #include "bindings/model/identity.h"
 
+#include "bindings/threads/gil.h"
 #include "bindings/model/model.h"
 #include "plan/identity.h"
 
@@ -14,7 +15,8 @@ static py::dict identify(const std::string & path) {
     llama_skip_identity                 id;
     std::vector<llama_skip_file_tensor> tensors;
     {
-        py::gil_scoped_release nogil;
+        const without_gil nogil;
+        log_scope         log;
         try {
             id = llama_skip_identify(path, tensors);
         } catch (const std::exception & err) {

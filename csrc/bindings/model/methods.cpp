@@ -1,7 +1,9 @@
 #include "bindings/model/methods.h"
 
+#include "bindings/threads/gil.h"
 #include "bindings/model/model.h"
 #include "bindings/model/vocab.h"
+#include "load/load.h"
 #include "llama-skip.h"
 
 #include <pybind11/stl.h>
@@ -46,7 +48,7 @@ static std::pair<uint64_t, uint64_t> disk_memory(const py_model & model) {
 
 static void standby(const py_model & model) {
     model.check_process();
-    const py::gil_scoped_release release;
+    const without_gil nogil;
     llama_skip_standby(model.raw);
 }
 
@@ -59,7 +61,9 @@ void register_model(py::module_ & m) {
         .def_property_readonly("n_vocab", [](const M & s) { return llama_vocab_n_tokens(s.vocab()); })
         .def_property_readonly("n_embd", [](const M & s) { return llama_model_n_embd(s.raw); })
         .def_property_readonly("n_ctx_train", [](const M & s) { return llama_model_n_ctx_train(s.raw); })
+        .def_property_readonly("is_recurrent", [](const M & s) { return s.is_recurrent(); })
         .def("check_process", &M::check_process)
+        .def_property_readonly("weights_id", [](const M & s) { return llama_skip_weights_id(*s.raw); })
         .def_property_readonly("metadata", metadata)
         .def_property_readonly("skip_layers", skip_layers)
         .def_property_readonly("skip_scale", [](const M & s) { return std::string(llama_model_skip_scale(s.raw)); })

@@ -1,6 +1,7 @@
 #include "bindings/model/model.h"
 
 #include "bindings/devices.h"
+#include "bindings/threads/gil.h"
 
 #include "llama-skip.h"
 #include "set/blocks.h"
@@ -40,28 +41,31 @@ struct load_progress {
     std::chrono::steady_clock::time_point next = std::chrono::steady_clock::now();
 
     bool step(float fraction) {
+        if (must_stay()) {
+            return false;
+        }
         const auto now = std::chrono::steady_clock::now();
         if (now < next && fraction < 1.0f) {
             return true;
         }
         next = now + std::chrono::milliseconds(50);
 
-        py::gil_scoped_acquire gil;
-        try {
-            if (PyErr_CheckSignals() != 0) {
-                throw py::error_already_set();
+        with_gil([&]() {
+            try {
+                if (PyErr_CheckSignals() != 0) {
+                    throw py::error_already_set();
+                }
+                const py::object res     = callback.is_none() ? py::none() : callback(fraction);
+                const int        is_true = res.is_none() ? 1 : PyObject_IsTrue(res.ptr());
+                if (is_true < 0) {
+                    throw py::error_already_set();
+                }
+                cancelled = is_true == 0;
+            } catch (const std::exception &) {
+                error = std::current_exception();
             }
-            const py::object res     = callback.is_none() ? py::none() : callback(fraction);
-            const int        is_true = res.is_none() ? 1 : PyObject_IsTrue(res.ptr());
-            if (is_true < 0) {
-                throw py::error_already_set();
-            }
-            cancelled = is_true == 0;
-            return !cancelled;
-        } catch (...) {
-            error = std::current_exception();
-            return false;
-        }
+        });
+        return !cancelled && !error;
     }
 };
 
@@ -188,8 +192,8 @@ py_model::py_model(const std::string & path, const py_model_params & params)
     load_progress progress;
     progress.callback = params.progress;
 
-    py::gil_scoped_release nogil;
-    log_scope              log(this->log);
+    const without_gil nogil;
+    log_scope         log(this->log);
 
     const auto overrides = make_overrides(path, params);
     const auto split     = make_tensor_split(params);

@@ -18,6 +18,9 @@ public:
 
     const llama_vocab * vocab() const { return llama_model_get_vocab(raw); }
 
+    // whether a sequence has a state that stands at its last position, all of it or a part
+    bool is_recurrent() const { return llama_model_is_recurrent(raw) || llama_model_is_hybrid(raw); }
+
     std::string arch() const;
 
     // throws std::invalid_argument

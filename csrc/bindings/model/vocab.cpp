@@ -1,15 +1,45 @@
 #include "bindings/model/vocab.h"
 
+#include "bindings/threads/deep-stack.h"
+#include "bindings/threads/gil.h"
+
 #include "common.h"
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
+// upstream's regular expressions recurse over words
+static const size_t n_bytes_short = 4096;
+static const size_t n_stack_byte  = 2048;
+static const size_t n_stack_max   = (size_t) 1 << (sizeof(size_t) > 4 ? 36 : 28);
+
+static void check_vocab(const py_model & model) {
+    if (llama_vocab_type(model.vocab()) == LLAMA_VOCAB_TYPE_NONE) {
+        throw std::invalid_argument("this model has no vocabulary");
+    }
+}
+
 static std::vector<llama_token> tokenize(const py_model & model, const std::string & text, bool special, bool parse) {
-    py::gil_scoped_release nogil;
-    return common_tokenize(model.vocab(), text, special, parse);
+    check_vocab(model);
+    const without_gil nogil;
+    log_scope         log(model.log);
+
+    std::vector<llama_token> res;
+    const auto               call = [&]() {
+        res = common_tokenize(model.vocab(), text, special, parse);
+    };
+    if (text.size() < n_bytes_short) {
+        call();
+    } else {
+        on_deep_stack(std::min<size_t>(n_stack_byte * text.size(), n_stack_max), call);
+    }
+    return res;
 }
 
 static py::bytes detokenize(const py_model & model, const std::vector<llama_token> & tokens, bool special) {
+    check_vocab(model);
+    log_scope   log(model.log);
     std::string res;
     for (const llama_token token : tokens) {
         model.check_token(token);

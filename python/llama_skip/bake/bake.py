@@ -29,6 +29,7 @@ class Baked:
         skip_layers: those that are gone.
         n_bytes: the size of the file.
         note: a line to show where the plan was made with another file of the same model, else "".
+        imatrix: the importance matrix that fits it, if one was given.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Baked:
     skip_layers: str
     n_bytes: int
     note: str = ""
+    imatrix: Path | None = None
 
 
 def bake_model(
@@ -45,6 +47,7 @@ def bake_model(
     plan: Plan | StrPath | None = None,
     skip_layers: Layers | None = None,
     skip_scale: Scale | None = None,
+    imatrix: StrPath | None = None,
     verbose: bool = False,
 ) -> Baked:
     """Write a model without some blocks, the others numbered anew, their tensors byte for byte the same.
@@ -58,6 +61,8 @@ def bake_model(
         plan: what to leave out, or its file; instead of skip_layers and skip_scale.
         skip_layers: what to leave out, as for `Llama`.
         skip_scale: the factors of gaps; a block cannot hold one, so only 1 is possible.
+        imatrix: the full model's importance matrix, a GGUF of llama-imatrix. The one that fits the new file
+            is written beside it: x.imatrix.gguf beside x.gguf.
         verbose: show a progress bar on stderr.
 
     Raises:
@@ -96,11 +101,31 @@ def bake_model(
     blocks = [il for il in range(int(gguf.value(f"{gguf.architecture}.block_count"))) if il not in out]
     for entry in _record(about, blocks, out, chosen):
         entries[entry.key] = entry
-    _check_output(gguf, output)
+    matrix = None if imatrix is None else _read_imatrix(imatrix, gguf)
+    target = Path(f"{os.fspath(output).removesuffix('.gguf')}.imatrix.gguf")
+    read = [*gguf.paths, *(matrix.paths if matrix else [])]
+    for path in [output, *([target] if matrix else [])]:
+        _check_output(read, path)
     with progress(n_chunks(tensors), shown=verbose) as bar, replacing(output) as file:
         bar.say(f"writing {Path(output).name}")
         write_gguf(file, entries.values(), tensors, gguf.alignment, bar)
-    return Baked(Path(output), blocks, ranges_text(out), os.path.getsize(output), note)
+    if matrix is not None:
+        few = baked_tensors(matrix, out)
+        with progress(n_chunks(few), shown=False) as bar, replacing(target) as file:
+            write_gguf(file, matrix.entries.values(), few, matrix.alignment, bar)
+    size = os.path.getsize(output)
+    return Baked(Path(output), blocks, ranges_text(out), size, note, target if matrix else None)
+
+
+def _read_imatrix(imatrix: StrPath, model: Gguf) -> Gguf:
+    matrix = read_gguf(imatrix)
+    if matrix.value("general.type") != "imatrix":
+        raise ValueError(f"{imatrix}: not an importance matrix of llama-imatrix")
+    known = {t.name for t in model.tensors}
+    strange = [t.name.decode() for t in matrix.tensors if t.name.rpartition(b".")[0] not in known]
+    if strange:
+        raise ValueError(f"{imatrix}: an importance matrix of another model, it has {strange[0]}")
+    return matrix
 
 
 def _checked(model: StrPath, layers: str, scale: str) -> set[int]:
@@ -132,7 +157,7 @@ def _record(about: Identity, blocks: list[int], out: set[int], plan: Plan | None
     ]
 
 
-def _check_output(gguf: Gguf, output: StrPath) -> None:
-    if is_one_of(output, gguf.paths):
-        raise ValueError(f"{os.fspath(output)} is the model itself, name another file to write")
+def _check_output(read: list[Path], output: StrPath) -> None:
+    if is_one_of(output, read):
+        raise ValueError(f"{os.fspath(output)} is one of the files that are read, name another one")
     check_writable(output)

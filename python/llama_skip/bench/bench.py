@@ -18,13 +18,13 @@ from llama_skip.bench import worker as benchworker
 from llama_skip.bench.file import Bench, BenchRow, Memory, Reading, Speed
 from llama_skip.bench.ways import Way, ways
 from llama_skip.errors import at_least
-from llama_skip.eval.evaluate import LEAST_CTX, N_WINDOWS, Log
+from llama_skip.eval.evaluate import LEAST_CTX, N_WINDOWS
 from llama_skip.files.identity import identify
 from llama_skip.files.store import StrPath
 from llama_skip.llama.llama import Llama
 from llama_skip.measure.text import read_text
 from llama_skip.model.options import DEFAULTS
-from llama_skip.progress import Progress, progress
+from llama_skip.progress import Log, Progress, progress
 
 CONTEXTS = (100, 4000)
 N_ROUNDS = 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from llama_skip import skipset
 from llama_skip.bench import worker as benchworker
 from llama_skip.bench.file import COLD, FULL, HEALED, LEFT_OUT, NO_KV, STRICT, UNREPACKED, WARM
 from llama_skip.errors import ArgumentError
-from llama_skip.files.identity import check_same, identify
+from llama_skip.files.identity import identify
 from llama_skip.files.store import StrPath
 from llama_skip.llama.llama import Llama
-from llama_skip.plan.file import read_plan
+from llama_skip.plan.file import plan_argument
+from llama_skip.progress import Log
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def ways(
     disk_layers: str,
     plan: StrPath | None,
     *,
-    log: Callable[[str], object],
+    log: Log,
     **options: Any,
 ) -> list[Way]:
     """Return the ways, after dry runs of those that may be refused.
@@ -112,17 +112,11 @@ def check_disk(model: StrPath, disk_layers: str, **options: Any) -> str:
     return blocks
 
 
-def _of_plan(
-    model: StrPath, path: StrPath, blocks: str, log: Callable[[str], object], options: dict[str, Any]
-) -> Way:
-    plan = read_plan(path)
-    if line := check_same(plan.model, identify(model), str(path)):
-        log(line)
+def _of_plan(model: StrPath, path: StrPath, blocks: str, log: Log, options: dict[str, Any]) -> Way:
+    plan, argument = plan_argument(path, identify(model), log)
     if plan.skip_layers != blocks:
         log(f"{path} leaves out {plan.skip_layers or 'nothing'}, on disk are {blocks}")
-    way = Way(
-        HEALED if plan.bypass else f"plan {Path(path).stem}", {"skip_layers": f"@{Path(path).absolute()}"}
-    )
+    way = Way(HEALED if plan.bypass else f"plan {Path(path).stem}", {"skip_layers": argument})
     _check(model, way.options, options)
     return way
 

@@ -18,6 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--plan", metavar="PLAN", help="a plan file")
     add("--skip-layers", metavar="SPEC", help="the blocks to leave out, instead of a plan")
     add("--skip-scale", metavar="SPEC", help="what the gaps are scaled by (only 1 can be baked)")
+    add(
+        "--imatrix", metavar="FILE", help="the model's importance matrix; the new file's is written beside it"
+    )
     add("-o", "--output", metavar="FILE", required=True, help="the file to write")
     args = parser.parse_args(argv)
     return run(lambda: _bake(args))
@@ -32,10 +35,13 @@ def _bake(args: argparse.Namespace) -> int:
         plan=args.plan,
         skip_layers=args.skip_layers,
         skip_scale=args.skip_scale,
+        imatrix=args.imatrix,
         verbose=True,
     )
     if baked.note:
         print(baked.note, file=sys.stderr)
     size = f"{baked.n_bytes / 2**20:.1f} MiB"
     print(f"{baked.path}: {len(baked.blocks)} blocks, without {baked.skip_layers}, {size}")
+    if baked.imatrix is not None:
+        print(f"{baked.imatrix}: its importance matrix")
     return 0

@@ -22,6 +22,7 @@ from llama_skip.files.table import aligned
 from llama_skip.llama.llama import Llama
 from llama_skip.measure import speed as measure
 from llama_skip.measure.own_writing import N_WINDOWS, Text, from_file, own_writing, own_writing_steps
+from llama_skip.model.processors import n_processors
 from llama_skip.plan.file import read_plan
 from llama_skip.progress import progress
 
@@ -145,7 +146,7 @@ def _measure_all(
             n_gpu_layers=args.n_gpu_layers,
             n_ctx=args.ctx_size,
             n_batch=args.ctx_size,
-            n_threads=args.threads or os.cpu_count(),
+            n_threads=args.threads or n_processors(),
             n_threads_batch=args.threads,
             flash_attn=None,
             verbose=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from llama_skip import skipset
 from llama_skip.errors import at_least
 from llama_skip.eval.file import EvalRow, Evaluation
 from llama_skip.eval.results import Results
-from llama_skip.files.identity import check_same, identify
+from llama_skip.files.identity import identify
 from llama_skip.files.store import StrPath, check_writable
 from llama_skip.llama.llama import Llama
 from llama_skip.measure import candidates as quality
@@ -25,12 +25,11 @@ from llama_skip.measure.text import read_text
 from llama_skip.model.loaded import DeviceMemory
 from llama_skip.model.options import DEFAULTS, NO_RESULT
 from llama_skip.plan import bypass
-from llama_skip.plan.file import read_plan
-from llama_skip.progress import Progress, progress
+from llama_skip.plan.file import plan_argument
+from llama_skip.progress import Log, Progress, progress
 
 LEAST_CTX = 32
 N_WINDOWS = 8
-Log = Callable[[str], object]
 
 
 def evaluate(
@@ -143,9 +142,7 @@ def of_plan(full: Candidate, path: StrPath, *, log: Log, **options: Any) -> Cand
         ValueError: a plan of another model, or one that is not whole.
         OSError: the file cannot be read.
     """
-    plan = read_plan(path)
-    if line := check_same(plan.model, full.model, str(path)):
-        log(line)
+    plan, argument = plan_argument(path, full.model, log)
     if plan.disk_layers:
         raise ValueError(
             f"{path} has blocks on disk ({plan.disk_layers}), which `llama-skip bench --plan` measures"
@@ -153,16 +150,15 @@ def of_plan(full: Candidate, path: StrPath, *, log: Log, **options: Any) -> Cand
     name = Path(path).stem
     if not plan.bypass:
         return of_set(full, plan.skip_layers or "none", plan.skip_scale or None, name=name, **options)
-    place = str(Path(path).absolute())
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    with Llama(full.path, skip_layers=f"@{place}", dry_run=True, **options):
+    with Llama(full.path, skip_layers=argument, dry_run=True, **options):
         pass  # raises where it cannot be used
     return replace(
         full,
         name=name,
         skip_layers=plan.skip_layers,
         skip_scale=plan.skip_scale,
-        plan=place,
+        plan=argument,
         plan_hash=digest,
         bypass=bypass.described(plan.bypass),
     )

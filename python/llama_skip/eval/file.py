@@ -10,6 +10,7 @@ from llama_skip.files import identity
 from llama_skip.files.identity import Identity, TextInfo
 from llama_skip.files.store import Format, StrPath, read_json, typed, write_json
 from llama_skip.files.table import aligned
+from llama_skip.measure.candidates import key_of
 from llama_skip.model.loaded import DeviceMemory
 
 FORMAT = Format("llama-skip-eval", version=1)
@@ -58,8 +59,8 @@ class EvalRow:
 
     @property
     def key(self) -> str:
-        """Equal to quality.Candidate.key of what it is about."""
-        return "|".join([self.file, self.file_id, self.skip_layers, self.skip_scale, self.plan_hash])
+        """That of the Candidate that it is about."""
+        return key_of(self.file, self.file_id, self.skip_layers, self.skip_scale, self.plan_hash)
 
     def mib(self, device: str) -> float:
         """Return what is allocated on a device."""

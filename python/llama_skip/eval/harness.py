@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
-from llama_skip.files.identity import check_same, identify
+from llama_skip.files.identity import identify
 from llama_skip.llama.llama import Llama
 from llama_skip.measure import perplexity
 from llama_skip.openai import chat
-from llama_skip.plan.file import read_plan
+from llama_skip.plan.file import plan_argument
 from llama_skip.progress import progress
 
 try:
@@ -59,19 +60,13 @@ class HarnessModel(_model.TemplateLM):  # type: ignore[misc]
         if plan is not None:
             if skip_layers is not None or skip_scale is not None:
                 raise ValueError("plan brings its own skip_layers and skip_scale")
-            found = read_plan(plan)
-            if line := check_same(found.model, identify(model), plan):
-                print(line, file=sys.stderr)
-            skip_layers, skip_scale = found.skip_layers or None, found.skip_scale or None
-            options = {
-                "disk_layers": found.disk_layers or None,
-                "disk_scale": found.disk_scale or None,
-                **options,
-            }
+            _, skip_layers = plan_argument(plan, identify(model), partial(print, file=sys.stderr))
+        elif skip_layers is not None:
+            skip_layers = str(skip_layers).replace(";", ",")
         self.max_length = n_ctx
         self.llm = Llama(
             model,
-            skip_layers=None if skip_layers is None else str(skip_layers).replace(";", ","),
+            skip_layers=skip_layers,
             skip_scale=skip_scale.replace(";", ",") if isinstance(skip_scale, str) else skip_scale,
             n_ctx=n_ctx,
             **{"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options},

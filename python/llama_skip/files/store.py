@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,32 +33,25 @@ def replacing(path: StrPath) -> Iterator[IO[bytes]]:
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(21, os.strerror(21), str(path))
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        file = part.open("x+b")
     except OSError as err:
         raise type(err)(err.errno, err.strerror, str(path)) from None
     try:
-        with os.fdopen(descriptor, "w+b") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, _mode(target))
-        os.replace(name, target)
+        if target.exists():
+            part.chmod(target.stat().st_mode & 0o777)
+        part.replace(target)
     except BaseException as err:
         with suppress(OSError):
-            os.unlink(name)
-        if isinstance(err, OSError) and err.filename in (None, name):
+            part.unlink()
+        if isinstance(err, OSError) and err.filename in (None, str(part)):
             raise type(err)(err.errno, err.strerror, str(path)) from None
         raise
-
-
-def _mode(target: Path) -> int:
-    """Return the permissions of the file that is replaced, or those a new one gets."""
-    if target.exists():
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def check_writable(path: StrPath) -> None:

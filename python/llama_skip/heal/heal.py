@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,14 +20,13 @@ from llama_skip.measure.text import read_text
 from llama_skip.model.options import DEFAULTS
 from llama_skip.plan.file import Plan, read_plan, write_plan
 from llama_skip.plan.found import Found, Healing
-from llama_skip.progress import progress
+from llama_skip.progress import Log, progress
 
 N_TOKENS = 32768
 LEAST_CTX = 32
 OWN_WRITING = 0.25
 HEALED = ", healed"
 SEED = 8642  # of the model's own writing
-Log = Callable[[str], object]
 
 
 def heal_plan(

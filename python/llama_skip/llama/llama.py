@@ -124,8 +124,8 @@ class Llama(WritingModel):
             n_batch, n_ubatch: tokens given to llama.cpp, and computed, at once.
             n_parallel: of a dry run: the memory of a llama-server with so many slots, which holds logits of
                 one token a slot instead of n_batch.
-            n_threads, n_threads_batch: threads for single tokens (default: half of the processors) and
-                batches (all).
+            n_threads, n_threads_batch: threads for single tokens (default: half of the processors that
+                this process may use) and batches (all of them).
             rope_scaling_type, pooling_type, attention_type, rope_freq_base, rope_freq_scale, yarn_ext_factor,
                 yarn_attn_factor, yarn_beta_fast, yarn_beta_slow, yarn_orig_ctx, offload_kqv, op_offload,
                 swa_full,
@@ -280,7 +280,7 @@ class Llama(WritingModel):
         cache_dir: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
-        """Load a model of the Hugging Face Hub; it needs the extra `hub`.
+        """Load a model of the Hugging Face Hub, or of its cache without network; it needs the extra `hub`.
 
         Args:
             repo_id: the repository, "owner/name".

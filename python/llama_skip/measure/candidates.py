@@ -17,6 +17,14 @@ from llama_skip.measure.divergence import Scored, score_window
 Done = dict[str, list[Scored]]
 
 
+def key_of(
+    file: str, file_id: str, skip_layers: str, skip_scale: str, plan_hash: str, **options: object
+) -> str:
+    """Return what models are told apart by, in measurements and in the rows that are made of them."""
+    words = [file, file_id, skip_layers, skip_scale, plan_hash]
+    return "|".join([*words, *(f"{name}={value}" for name, value in options.items())])
+
+
 @dataclass(frozen=True)
 class Candidate:
     """What is measured.
@@ -26,8 +34,8 @@ class Candidate:
         path: the GGUF file.
         model: its identity.
         skip_layers, skip_scale: what is left out of it, as for the flags; "" for none.
-        plan, plan_hash, bypass: a plan file with a bypass, which says that too, its hash, and the bypass in
-            words; "" for none.
+        plan, plan_hash, bypass: "@" and a plan file with a bypass, which says that too, its hash, and the
+            bypass in words; "" for none.
         options: arguments of `Llama` that only this one has.
     """
 
@@ -44,15 +52,14 @@ class Candidate:
     @property
     def key(self) -> str:
         """Equal for candidates that are the same model."""
-        options = ",".join(f"{name}={value}" for name, value in sorted(self.options.items()))
-        name = f"{self.model.name}|{self.model.file_id}"
-        return f"{name}|{self.skip_layers}|{self.skip_scale}|{self.plan_hash}{options}"
+        model, options = self.model, {name: self.options[name] for name in sorted(self.options)}
+        return key_of(model.name, model.file_id, self.skip_layers, self.skip_scale, self.plan_hash, **options)
 
     @property
     def arguments(self) -> dict[str, str | None]:
         """What is left out of it, as arguments of `Llama` and, in this order, of set_mask()."""
         if self.plan:
-            return {"skip_layers": f"@{self.plan}", "skip_scale": None}
+            return {"skip_layers": self.plan, "skip_scale": None}
         return {"skip_layers": self.skip_layers or None, "skip_scale": self.skip_scale or None}
 
     def load(self, **options: Any) -> Llama:

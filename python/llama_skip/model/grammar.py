@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llama_skip import _core
+from llama_skip.model.schema import check_schema
 
 
 class LlamaGrammar(str):
@@ -39,4 +41,8 @@ class LlamaGrammar(str):
             ValueError: no JSON, or a schema that llama.cpp cannot express.
         """
         text = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
+        schema: Any = None
+        with suppress(ValueError, RecursionError):  # the converter says it better
+            schema = json.loads(text)
+        check_schema(schema)
         return cls(_core.json_schema_to_grammar(text))

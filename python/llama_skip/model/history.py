@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import RLock
 from typing import TypeVar
 
@@ -39,8 +39,8 @@ class History:
         self.context = context
         self.tokens: list[int] = []
         self.lock = RLock()
-        # pages of it exist once they are written
-        self.scores = np.empty((context.n_ctx if logits_all else 0, n_vocab), dtype=np.float32)
+        self.is_closed = False
+        self.scores = np.empty((0, n_vocab), dtype=np.float32)  # grows with the tokens that are held
         self._logits_all = logits_all
         self._has_logits = False
         self._masks: list[str] = []
@@ -54,15 +54,12 @@ class History:
             self._mask = self.context.state_tag
 
     def truncate(self, n_tokens: int) -> None:
-        """Remove the tokens from position `n_tokens` on; all of them where the memory cannot do less."""
+        """Remove the tokens from position `n_tokens` on; see `Llama.truncate`."""
         if n_tokens < 0:
             raise ValueError(f"n_tokens: {n_tokens} is below 0")
         with self._change():
-            if not self.context.memory_seq_rm(0, n_tokens, -1):
-                self.context.memory_clear()
-                n_tokens = 0
-            del self.tokens[n_tokens:]
-            del self._masks[n_tokens:]
+            self._hold(self.tokens[:n_tokens])
+            self._has_logits = False
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Append tokens; the context then has the logits of the last one."""
@@ -75,9 +72,10 @@ class History:
         """Append tokens and return the logits of those from `first` on, float32 [n - first, n_vocab]."""
         if not self._logits_all:
             return self._append(tokens, lambda array, pos: self.context.decode(array, pos, 0, first))
+        if not 0 <= first <= len(tokens):
+            raise ValueError(f"first: {first} is not within 0-{len(tokens)}")
         rows = self._append(tokens, lambda array, pos: self.context.decode(array, pos, 0, 0))
-        n_tokens = len(self.tokens)
-        self.scores[n_tokens - len(rows) : n_tokens] = rows
+        self._set_scores(len(self.tokens) - len(rows), rows)
         return rows[first:]
 
     def hidden_states(
@@ -121,7 +119,7 @@ class History:
                 if held != wanted or mask != self._mask:
                     break
                 n += 1
-            self.truncate(n)
+            self._keep(n)
             self.eval(prompt[len(self.tokens) :])
 
     def choose(self, choose: Choose) -> int | None:
@@ -133,7 +131,13 @@ class History:
         with self.lock:
             if not self._has_logits:
                 raise RuntimeError("there are no logits to sample from: evaluate a token first")
-            return choose(self.context, self.tokens)
+            if not self.context.has_memory:
+                raise RuntimeError("this model is an encoder, which writes no text")
+            n_changes = self._n_changes
+            token = choose(self.context, self.tokens)
+            if self._n_changes != n_changes:
+                raise RuntimeError("this stream cannot go on: its Llama did something else in between")
+            return token
 
     def generate(self, prompt: Sequence[int], choose: Choose) -> Generator[int, Sequence[int] | None, None]:
         """Yield tokens until `choose` returns None; each is evaluated when the next one is asked for.
@@ -157,7 +161,7 @@ class History:
                 token = self.choose(choose)
                 n_changes = self._n_changes
 
-    def save(self, seed: int) -> LlamaState:
+    def save(self, seed: int, weights_id: str) -> LlamaState:
         """Return a copy of all that is held."""
         with self.lock:
             state = self.context.state()
@@ -169,25 +173,43 @@ class History:
                 llama_state_size=len(state),
                 seed=seed,
                 masks=tuple(self._masks),
+                weights_id=weights_id,
             )
 
-    def load(self, state: LlamaState) -> None:
+    def load(self, state: LlamaState, weights_id: str) -> None:
         """Hold what `state` holds; after an error the context is empty."""
         with self._change():
             self.truncate(0)
+            if state.weights_id != weights_id:
+                ids = f"weights_id {state.weights_id!r}, not {weights_id!r}"
+                raise RuntimeError(f"the state was saved with another model: {ids}")
             try:
                 self.context.set_state(state.llama_state)
             except BaseException:
-                self.context.memory_clear()
+                self.context.keep(0)
                 raise
             self.tokens = state.input_ids.tolist()
             self._masks = list(state.masks)
-            if self._logits_all and len(state.scores) == state.n_tokens:
-                self.scores[: state.n_tokens] = state.scores
+            if self._logits_all:
+                is_known = len(state.scores) == state.n_tokens
+                unknown = np.full((state.n_tokens, self.scores.shape[1]), np.nan, dtype=np.float32)
+                self._set_scores(0, state.scores if is_known else unknown)
+
+    def _set_scores(self, start: int, rows: npt.NDArray[np.float32]) -> None:
+        """Hold the logits of the tokens from `start` on; those before that are not known are NaN."""
+        stop = start + len(rows)
+        if stop > len(self.scores):
+            n_rows = max(stop, min(2 * len(self.scores), self.context.n_ctx))
+            grown = np.full((n_rows, self.scores.shape[1]), np.nan, dtype=np.float32)
+            grown[: len(self.scores)] = self.scores
+            self.scores = grown
+        self.scores[start:stop] = rows
 
     @contextmanager
     def _change(self) -> Iterator[None]:
         with self.lock:
+            if self.is_closed:
+                raise RuntimeError("this Llama is closed")
             self._n_changes += 1
             self._has_logits = False
             yield
@@ -195,21 +217,30 @@ class History:
     def _append(self, tokens: Sequence[int], decode: Callable[[npt.NDArray[np.int64], int], T]) -> T:
         array = token_array(tokens)
         with self._change():
-            self._agree()
+            held = list(self.tokens)
+            self._hold(held)
             try:
                 result = decode(array, len(self.tokens))
+            except RuntimeError:
+                with suppress(RuntimeError):  # the first one says what is wrong
+                    self._hold(held)
+                raise
             except BaseException:
-                self._agree()
+                self._keep(len(held))
                 raise
             self.tokens.extend(array.tolist())
             self._masks.extend([self._mask] * array.size)
             self._has_logits = True
             return result
 
-    def _agree(self) -> None:
-        """Forget what context and list do not both hold, after an interrupt or a failed decode."""
-        n_held = self.context.memory_seq_pos_max(0) + 1
-        if n_held > len(self.tokens):
-            self.truncate(len(self.tokens))
-        elif n_held < len(self.tokens):
-            self.truncate(0)
+    def _hold(self, tokens: list[int]) -> None:
+        """Hold these first tokens of those that are held, evaluated again where the memory lost them."""
+        self._keep(len(tokens))
+        if len(self.tokens) < len(tokens) and self.context.has_memory:
+            self.eval(tokens)
+
+    def _keep(self, n_tokens: int) -> None:
+        """Hold the first `n_tokens` tokens, or none where the memory cannot go back so far."""
+        held = self.context.keep(n_tokens)
+        del self.tokens[held:]
+        del self._masks[held:]

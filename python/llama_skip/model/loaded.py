@@ -78,10 +78,13 @@ class LoadedModel:
     ) -> None:
         self.model_path = model_path
         self._seed = seed
+        self._pid = os.getpid()
         self._held: History | None = None
+        if "\0" in model_path:
+            raise ValueError("model_path: a path with a NUL")
         self._model: _core.Model | None = _core.Model(os.fsencode(model_path), model)
         if context is not None:
-            params.fit_context(context, self._model.n_ctx_train)
+            params.fit_context(context, self._model)
             made = _core.Context(self._model, context)
             if lora is not None:
                 made.set_lora(_core.Lora(self._model, os.fsencode(lora[0])), lora[1])
@@ -89,7 +92,10 @@ class LoadedModel:
 
     def close(self) -> None:
         """Free the model; everything else raises RuntimeError afterwards. Closing twice is fine."""
-        with self._held.lock if self._held else nullcontext():
+        # in a forked process, nobody is left who would hand the lock back
+        with self._held.lock if self._held and self._pid == os.getpid() else nullcontext():
+            if self._held is not None:
+                self._held.is_closed = True
             self._held = None
             self._model = None
 
@@ -274,10 +280,14 @@ class LoadedModel:
         self._history.truncate(0)
 
     def truncate(self, n_tokens: int) -> None:
-        """Keep the first `n_tokens` tokens; a recurrent model, which cannot, forgets all (see `n_tokens`).
+        """Keep the first `n_tokens` tokens.
+
+        They are evaluated again where the memory cannot go back to them: of a recurrent model, or one whose
+        sliding window has moved on.
 
         Raises:
             ValueError: a number below 0.
+            RuntimeError: evaluation failed. The context is empty then.
         """
         self._history.truncate(n_tokens)
 
@@ -359,16 +369,17 @@ class LoadedModel:
         """Return what the context holds; load_state() brings it back, in this object or a like one.
 
         Raises:
-            RuntimeError: a mask was taken off that some of the tokens were decoded under.
+            RuntimeError: a mask was taken off that some of the tokens were decoded under, or the model's file
+                cannot be read any more, whose identity goes with the state.
         """
-        return self._history.save(self._seed)
+        return self._history.save(self._seed, self._m.weights_id)
 
     def load_state(self, state: LlamaState) -> None:
         """Hold what save_state() returned; a token has to be evaluated before sample().
 
         Raises:
-            RuntimeError: the state is of another model, skip set, mask or scale, or too long. The context is
-                empty then.
+            RuntimeError: the state is of another model's file, skip set, mask or scale, or too long. The
+                context is empty then. Other arguments of the class, an adapter among them, are not compared.
         """
-        self._history.load(state)
+        self._history.load(state, self._m.weights_id)
         self._seed = state.seed

@@ -1,12 +1,14 @@
 """From the arguments of Llama to the parameters of `_core`, checked as far as no model is needed."""
 
 import math
-import os
 import socket
 from collections.abc import Mapping, Sequence
 
 from llama_skip import _core
 from llama_skip.errors import ModelLoadError
+from llama_skip.model.processors import n_processors
+
+MOST_THREADS = 512  # GGML_MAX_N_THREADS
 
 
 def load_mode(use_mmap: bool, use_mlock: bool) -> str:
@@ -27,6 +29,10 @@ def add_overrides(
         if not isinstance(value, bool | int | float | str):
             kind = type(value).__name__
             raise TypeError(f"kv_overrides: {key} is a {kind}, expected bool, int, float or str")
+        if key.endswith("_epsilon") and not (isinstance(value, float) and 0 < value < math.inf):
+            raise ValueError(f"kv_overrides: {key} is {value!r}, expected a number above 0")
+        if "\0" in key or (isinstance(value, str) and "\0" in value):
+            raise ValueError(f"kv_overrides: {key!r} has a NUL")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"kv_overrides: {key} is {value}, which does not fit into 64 bits")
         params.add_override(key, value)
@@ -53,8 +59,8 @@ def names(value: str | Sequence[str], argument: str) -> list[str]:
         ValueError: an empty name.
     """
     items = value.split(",") if isinstance(value, str) else list(value)
-    if not all(items):
-        raise ValueError(f"{argument}: empty name in {value!r}")
+    if not all(items) or any("\0" in item for item in items):
+        raise ValueError(f"{argument}: empty name, or one with a NUL, in {value!r}")
     return items
 
 
@@ -81,12 +87,12 @@ def thread_counts(n_threads: int | None, n_threads_batch: int | None) -> tuple[i
     """Return the threads for single tokens and for batches; by default half of the processors, and all.
 
     Raises:
-        ValueError: a number below 0.
+        ValueError: a number below 0, or above what ggml takes.
     """
     for name, n in (("n_threads", n_threads), ("n_threads_batch", n_threads_batch)):
-        if n is not None and n < 0:
-            raise ValueError(f"{name}: {n} is below 0")
-    n_cpu = os.cpu_count() or 1
+        if n is not None and not 0 <= n <= MOST_THREADS:
+            raise ValueError(f"{name}: {n} is not within 0 and {MOST_THREADS}")
+    n_cpu = n_processors()
     return n_threads or max(n_cpu // 2, 1), n_threads_batch or n_cpu
 
 
@@ -118,10 +124,10 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name}: {size} is too small, the least is {least}")
 
 
-def fit_context(context: _core.ContextParams, n_ctx_train: int) -> None:
+def fit_context(context: _core.ContextParams, model: _core.Model) -> None:
     """Let 0 mean the length the model was trained with, and a batch be at most a context."""
-    context.n_ctx = context.n_ctx or n_ctx_train
+    context.n_ctx = context.n_ctx or model.n_ctx_train
     context.n_batch = min(context.n_ctx, context.n_batch)
     context.n_ubatch = min(context.n_batch, context.n_ubatch)
-    if context.embeddings:
+    if context.embeddings and not model.is_recurrent:  # where each sequence has a state of its own
         context.n_seq_max = min(context.n_batch, _core.max_sequences())

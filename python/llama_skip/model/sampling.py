@@ -143,6 +143,8 @@ class Sampling:
         params.logit_bias = bias
         if self.chat is not None:
             params.set_chat(model, self.chat)
+        if self.grammar and "\0" in self.grammar:
+            raise ValueError("grammar: it has a NUL")
         if self.grammar:  # which the templates do not always pass on
             params.grammar = self.grammar
         return _core.Sampler(model, params)

@@ -18,6 +18,7 @@ class LlamaState:
         llama_state_size: its bytes.
         seed: of completions without one of their own.
         masks: the mask and bypasses that each token was decoded under.
+        weights_id: of the beginning of every tensor of the model's file.
     """
 
     input_ids: npt.NDArray[np.intc]
@@ -27,3 +28,4 @@ class LlamaState:
     llama_state_size: int
     seed: int
     masks: tuple[str, ...]
+    weights_id: str = ""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llama_skip import _core
+from llama_skip.model.schema import check_schema
 from llama_skip.openai import results
 from llama_skip.openai.completion import Request, generated_pieces, stream_logprobs
 from llama_skip.openai.pieces import Piece
@@ -91,6 +92,8 @@ def _tool_request(tools: list[Message], choice: str | Message | None) -> dict[st
         if not tools:
             raise ValueError(f"Tool choice '{name}' not found in tools.")
         choice = "required"
+    for tool in tools:
+        check_schema((tool.get("function") or {}).get("parameters"))
     return {"tools": tools, "tool_choice": choice or "auto"}
 
 
@@ -109,6 +112,7 @@ def response_schema(response_format: Message | None) -> Mapping[str, Any] | None
         schema = (response_format.get("json_schema") or {}).get("schema")
     else:
         raise ValueError(f"response_format: type {kind!r} is not one of text, json_object, json_schema")
+    check_schema(schema)
     return schema or {"type": "object"}
 
 
@@ -181,15 +185,15 @@ def whole(
     with request.history.lock:
         parts = list(stream_logprobs(request, generated_pieces(request)))
     last = parts[-1][0]
-    text = "".join(piece.text for piece, _ in parts)
     if tool:
+        text = "".join(piece.text for piece, _ in parts)
         message: dict[str, Any] = {
             "role": "assistant",
             "content": None,
             "tool_calls": [_call(tool, text.lstrip())],
         }
     else:
-        message = _message(_core.ChatParser(prompt), text, last.finish_reason)
+        message = _message(_core.ChatParser(prompt), [piece for piece, _ in parts])
     if is_function and "tool_calls" in message:
         message["function_call"] = message["tool_calls"][0]["function"]
     first = results.chunk_maker(request.name)("", None, None)
@@ -236,22 +240,14 @@ def _arguments_reader(tool: str) -> Callable[[Piece], list[dict[str, Any]]]:
 
 def _reader(parser: _core.ChatParser) -> Callable[[Piece], list[dict[str, Any]]]:
     """Return what makes deltas with llama.cpp's parser."""
-
-    def read(piece: Piece) -> list[dict[str, Any]]:
-        try:
-            return [json.loads(d) for d in parser.update(piece.text, piece.finish_reason != "stop")]
-        except RuntimeError:  # not of the template's form: what was sent so far stays
-            return []
-
-    return read
+    return lambda piece: [json.loads(d) for d in parser.update(piece.text, piece.finish_reason is not None)]
 
 
-def _message(parser: _core.ChatParser, text: str, reason: str | None) -> dict[str, Any]:
-    try:
-        parser.update(text, reason == "length")
-    except RuntimeError:  # not of the template's form: the text itself is the answer
-        return {"role": "assistant", "content": text}
-    message: dict[str, Any] = {"role": "assistant", "content": "", **json.loads(parser.message())}
+def _message(parser: _core.ChatParser, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """Return what all deltas together say."""
+    for piece in pieces:
+        parser.update(piece.text, piece.finish_reason is not None)
+    message: dict[str, Any] = {"content": "", **json.loads(parser.message())}
     if "tool_calls" in message:
         message["content"] = message["content"] or None
     return message

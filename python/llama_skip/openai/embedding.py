@@ -40,7 +40,7 @@ def embed(
     Raises:
         ValueError: an empty sequence, or one that does not fit.
     """
-    n_batch = history.context.n_batch
+    n_batch = history.context.n_most
     if truncate:
         sequences = [tokens[:n_batch] for tokens in sequences]
     for tokens in sequences:

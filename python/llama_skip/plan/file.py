@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from llama_skip.files.store import (
 from llama_skip.plan import bypass
 from llama_skip.plan.bypass import Bypass, Tensor
 from llama_skip.plan.found import Found
+from llama_skip.progress import Log
 
 FORMAT = Format("llama-skip-plan", version=1)
 KEY = "skip.plan_file"  # in a GGUF: what the JSON file would hold
@@ -101,6 +103,23 @@ def read_plan(path: StrPath) -> Plan:
     if plan.bypass and not tensors:
         raise ValueError(f"{path}: has a bypass without its tensors, which a plan in JSON cannot hold")
     return replace(plan, bypass=bypass.with_tensors(plan.bypass, tensors))
+
+
+def plan_argument(path: StrPath, model: Identity, log: Log) -> tuple[Plan, str]:
+    """Return the plan in a file, and what `Llama(skip_layers=...)` takes to use all of it.
+
+    Args:
+        path: the file.
+        model: what it is used for.
+        log: called with a line where the plan is for another file of the same model.
+
+    Raises:
+        OSError, ValueError: as by read_plan(), or the plan is for another model.
+    """
+    plan = read_plan(path)
+    if line := identity.check_same(plan.model, model, os.fspath(path)):
+        log(line)
+    return plan, f"@{Path(path).absolute()}"
 
 
 def is_gguf(path: StrPath) -> bool:
