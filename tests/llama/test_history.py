@@ -277,15 +277,6 @@ def test_a_processor_that_uses_its_own_model(make: Any, what: str) -> None:
         llm([1, 2, 3, 4, 5], max_tokens=8, temperature=0, logits_processor=[process])
 
 
-def test_a_stream_ends_with_its_model(make: Any) -> None:
-    llm = make()
-    stream = llm("The capital of France is", stream=True, max_tokens=8)
-    next(stream)
-    llm.close()
-    with pytest.raises(RuntimeError, match="is closed"):
-        list(stream)
-
-
 def test_an_encoder_writes_no_text(stock: Build, bases: dict[str, Base], make: Any, tmp_path: Path) -> None:
     model = base_model(stock, tmp_path, bases, "bert")
     llm = make(write(tmp_path / "bert.gguf", model.arch, model.metadata, model.tensors), n_ctx=64)

@@ -39,7 +39,6 @@ class History:
         self.context = context
         self.tokens: list[int] = []
         self.lock = RLock()
-        self.is_closed = False
         self.scores = np.empty((0, n_vocab), dtype=np.float32)  # grows with the tokens that are held
         self._logits_all = logits_all
         self._has_logits = False
@@ -208,8 +207,6 @@ class History:
     @contextmanager
     def _change(self) -> Iterator[None]:
         with self.lock:
-            if self.is_closed:
-                raise RuntimeError("this Llama is closed")
             self._n_changes += 1
             self._has_logits = False
             yield

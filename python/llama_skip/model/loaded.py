@@ -91,11 +91,12 @@ class LoadedModel:
             self._held = History(made, n_vocab=self._model.n_vocab, logits_all=logits_all)
 
     def close(self) -> None:
-        """Free the model; everything else raises RuntimeError afterwards. Closing twice is fine."""
+        """Free the model; everything else raises RuntimeError afterwards. Closing twice is fine.
+
+        A stream that has begun holds what it needs until it ends.
+        """
         # in a forked process, nobody is left who would hand the lock back
         with self._held.lock if self._held and self._pid == os.getpid() else nullcontext():
-            if self._held is not None:
-                self._held.is_closed = True
             self._held = None
             self._model = None
 
