@@ -486,10 +486,14 @@ def test_difference_embed_nothing(both: Pair) -> None:
 
 def test_difference_embed_tokens(both: Pair) -> None:
     texts = ["a b c", "d e"]
-    theirs, ours = both(call("tokens", "embed", texts))
+    ours = both.ours.run(call("tokens", "embed", texts))
     alone = [both.ours.run(call("tokens", "embed", t))["result"] for t in texts]
     assert np.allclose(ours["result"][0], alone[0], atol=1e-4)
     assert np.allclose(ours["result"][1], alone[1], atol=1e-4)
+    try:
+        theirs, _ = both(call("tokens", "embed", texts))
+    except BrokenProcessPool:
+        return  # what it reads beyond the first text may be no memory of its own
     assert np.allclose(theirs["result"][0], alone[0], atol=1e-4)
     assert not np.allclose(theirs["result"][1], alone[1], atol=0.1)
 
