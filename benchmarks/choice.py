@@ -34,6 +34,7 @@ import sleb
 from llama_skip import Llama
 from llama_skip.files.identity import identify
 from llama_skip.measure import perplexity
+from llama_skip.model.processors import n_processors
 from llama_skip.progress import progress
 from llama_skip.score.file import Score, share_of_blocks
 from llama_skip.score.score import score_model
@@ -207,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="of each text (default: 4096)")
     parser.add_argument("-c", "--ctx-size", type=int, default=512, metavar="N")
-    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("-t", "--threads", type=int, default=n_processors(), metavar="N")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.file is None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_skip.files.identity import identify
+from llama_skip.model.processors import n_processors
 from llama_skip.score.file import share_of_blocks
 from llama_skip.score.score import score_model
 
@@ -54,7 +55,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
     parser.add_argument("--fraction", type=float, default=0.3)
-    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count())
+    parser.add_argument("-t", "--threads", type=int, default=n_processors())
     parser.add_argument("--windows", type=int, help="windows of the way without shortcuts; default: all")
     parser.add_argument("-o", "--output", help="keep the score of the way with shortcuts")
     parser.add_argument("--json", action="store_true")

@@ -27,6 +27,7 @@ from llama_skip.files.identity import block_bytes
 from llama_skip.heal.heal import heal_plan
 from llama_skip.measure import perplexity
 from llama_skip.measure.text import read_text
+from llama_skip.model.processors import n_processors
 from llama_skip.plan.file import Plan, read_plan, write_plan
 from llama_skip.skipset import gaps, resolve
 from speed import paired
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--tokens", type=int, default=32768, metavar="N", help="default: 32768")
     add("-c", "--ctx-size", type=int, default=512, metavar="N")
     add("--runs", type=int, default=15, metavar="N", help="pairs of runs (default: 15)")
-    add("-t", "--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    add("-t", "--threads", type=int, default=n_processors(), metavar="N")
     add("-ngl", "--gpu-layers", type=int, metavar="N", help="blocks on devices, as of Llama")
     add("--json", action="store_true")
     args = parser.parse_args(argv)

@@ -31,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from llama_skip.model.processors import n_processors
 from speed import paired
 
 from comparison import builds
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="GGUF (default: SmolLM2-135M)")
     parser.add_argument("--runs", type=int, default=15, metavar="N", help="pairs of each (default: 15)")
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="to generate (default: 128)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--threads", type=int, default=n_processors(), metavar="N")
     args = parser.parse_args(argv)
     model = args.model or builds.smollm2()
 

@@ -45,6 +45,7 @@ from llama_skip.heal.healer import Healer, Trial
 from llama_skip.heal.regression import LinearFits, Sums
 from llama_skip.measure.candidates import text_windows
 from llama_skip.measure.text import read_text
+from llama_skip.model.processors import n_processors
 from llama_skip.plan import bypass
 from llama_skip.plan.bypass import Bypass
 from llama_skip.plan.file import Plan, write_plan
@@ -276,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--own-writing", type=float, default=OWN_WRITING, metavar="SHARE", help="of the tokens healed on")
     add("--judge-tokens", type=int, default=8192, metavar="N", help="to judge on (default: 8192)")
     add("-c", "--ctx-size", type=int, default=512, metavar="N")
-    add("-t", "--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    add("-t", "--threads", type=int, default=n_processors(), metavar="N")
     add("-ngl", "--gpu-layers", type=int, metavar="N", help="blocks on devices, as of Llama")
     add("--json", action="store_true")
     args = parser.parse_args(argv)

@@ -29,6 +29,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from llama_skip.model.processors import n_processors
+
 from comparison import builds
 from comparison.libllama import Context, Library, Model, Override, Worker
 from comparison.oracle import expand, tensors
@@ -154,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="GGUF (default: SmolLM2-135M)")
     parser.add_argument("--skip-layers", metavar="SPEC", help="default: the middle third")
     parser.add_argument("--runs", type=int, default=15, metavar="N", help="pairs of each (default: 15)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--threads", type=int, default=n_processors(), metavar="N")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     model = args.model or builds.smollm2()

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_skip import _core
-from llama_skip.openai import chat
-from llama_skip.openai.pieces import Piece
+from support.shared.deltas import joined
 from support.shared.ids import stable
 
 MESSAGES = [{"role": "user", "content": "Name a town."}]
@@ -54,7 +52,6 @@ THINKING = """{%- for message in messages %}<|im_start|>{{ message.role }}
 </think>
 
 {% endif %}{%- endif %}"""
-NO_OPTIONS = ("functions", "function_call", "tool_choice", "response_format", "grammar", "template_options")
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"town": "Oslo", "days": 3}}\n</tool_call>'
 
 
@@ -72,26 +69,6 @@ def says(llm: Any, text: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         return scores
 
     return force
-
-
-def joined(chunks: list[Any]) -> dict[str, Any]:
-    """The message that the deltas of a stream make."""
-    message: dict[str, Any] = {}
-    for chunk in chunks:
-        delta = chunk["choices"][0]["delta"]
-        for key in ("role", "content", "reasoning_content"):
-            if delta.get(key) is not None:
-                message[key] = message.get(key, "") + delta[key]
-        for call in delta.get("tool_calls", []):
-            calls = message.setdefault("tool_calls", [])
-            if call["index"] == len(calls):
-                calls.append(
-                    {"id": call["id"], "type": "function", "function": {"name": "", "arguments": ""}}
-                )
-            function = calls[call["index"]]["function"]
-            function["name"] += call["function"]["name"] or ""
-            function["arguments"] += call["function"]["arguments"]
-    return message
 
 
 def prompt_of(llm: Any, messages: Any = MESSAGES, **kwargs: Any) -> str:
@@ -284,44 +261,6 @@ def test_text_before_a_call_and_no_call(make: Any) -> None:
         )["choices"][0]
         assert plain["message"] == {"role": "assistant", "content": "It rains."}
         assert plain["finish_reason"] == "stop"
-
-
-@pytest.mark.parametrize(
-    ("answer", "parts"),
-    [
-        ("I look." + CALL.replace('"Oslo"', "Oslo"), ["I look.", "Oslo", '"days": 3}']),
-        (CALL.replace("}}", "}} and more"), ["Oslo", " and more"]),
-        (CALL.replace("get_weather", "get_whether"), ["get_whether", "Oslo"]),
-        ("<tool_call>nothing", ["<tool_call>nothing"]),
-        ('I look.<tool_call>\n{"na', ["I look.", '<tool_call>\n{"na']),
-        (CALL[:70], ['{"town": "Oslo"']),
-        ("It is 3 <", ["It is 3 <"]),
-        ("It is 3 <tool", ["It is 3 <tool"]),
-        (CALL, ['{"town": "Oslo", "days": 3}']),
-        ("I look.\n" + CALL, ["I look.", '{"town": "Oslo", "days": 3}']),
-    ],
-)
-@pytest.mark.parametrize("size", [1, 3, 1000])
-def test_a_stream_says_what_the_whole_says(make: Any, answer: str, parts: list[str], size: int) -> None:
-    """In pieces of any size; a model is kept from most calls that are malformed by a grammar."""
-    llm = make(chat_template=HERMES, vocab_only=True)
-    options = {**dict.fromkeys(NO_OPTIONS), "tools": [WEATHER], "reasoning_format": "none"}
-    prompt = chat.apply(llm._chat_templates(), chat.request_json(MESSAGES, **options))
-    texts = [answer[i : i + size] for i in range(0, len(answer), size)]
-    for ends in ("stop", "length"):
-        pieces = [*(Piece(text, 1, None) for text in texts), Piece("", 1, ends)]
-        whole = chat._message(_core.ChatParser(prompt), pieces)
-        read = chat._reader(_core.ChatParser(prompt))
-        stream = joined([{"choices": [{"delta": delta}]} for piece in pieces for delta in read(piece)])
-        for message in (whole, stream):
-            message.pop("role", None)
-            for call in message.get("tool_calls", []):
-                assert call.pop("id")
-        assert {key: value for key, value in whole.items() if value} == stream
-        said = [stream.get("content", "")]
-        said += [call["function"]["arguments"] for call in stream.get("tool_calls", [])]
-        assert all(any(part in text for text in said) for part in parts), said
-        assert answer != CALL or not said[0]
 
 
 def test_the_tools_and_their_results_are_in_the_prompt(make: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 from llama_skip import Llama, _core
 from llama_skip.openai import chat
 from llama_skip.openai.pieces import Piece
+from support.shared.deltas import joined
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(os.environ.get("LLAMA_SKIP_OURS_SOURCE") or ROOT / "vendor" / "llama.cpp")
@@ -48,23 +49,6 @@ SYNTAX = {"name", "get_weather", "arguments", "town", "tool_call", "TOOL_CALLS",
 SYNTAX |= {"function", "CALL_I", "parameters"}
 
 
-def joined(parser: Any, pieces: list[Piece]) -> dict[str, Any]:
-    """The message that the deltas make."""
-    message: dict[str, Any] = {}
-    read = chat._reader(parser)
-    for piece in pieces:
-        for delta in read(piece):
-            for key in ("content", "reasoning_content"):
-                message[key] = message.get(key, "") + (delta.get(key) or "")
-            for call in delta.get("tool_calls", []):
-                calls = message.setdefault("tool_calls", [])
-                if call["index"] == len(calls):
-                    calls.append(["", ""])
-                calls[call["index"]][0] += call["function"]["name"] or ""
-                calls[call["index"]][1] += call["function"]["arguments"]
-    return {key: value for key, value in message.items() if value}
-
-
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> Any:
     with Llama(tiny, vocab_only=True, verbose=False) as llm:
@@ -87,13 +71,14 @@ def test_nothing_of_an_answer_is_lost(model: Any, template: Path) -> None:
                 texts = [answer[i : i + size] for i in range(0, len(answer), size)]
                 pieces = [*(Piece(text, 1, None) for text in texts), Piece("", 1, "stop")]
                 whole = chat._message(_core.ChatParser(prompt), pieces)
-                found = joined(_core.ChatParser(prompt), pieces)
-                calls = [
-                    (c["function"]["name"], c["function"]["arguments"]) for c in whole.get("tool_calls", [])
-                ]
-                same = {key: whole[key] for key in ("content", "reasoning_content") if whole.get(key)}
-                same |= {"tool_calls": [list(call) for call in calls]} if calls else {}
-                assert found == same, (answer, size)
+                read = chat._reader(_core.ChatParser(prompt))
+                deltas = [delta for piece in pieces for delta in read(piece)]
+                found = joined([{"choices": [{"delta": delta}]} for delta in deltas])
+                for message in (whole, found):
+                    message.pop("role", None)
+                    for call in message.get("tool_calls", []):
+                        assert call.pop("id")
+                assert found == {key: value for key, value in whole.items() if value}, (answer, size)
                 said = repr(found)
                 lost = {word for word in re.findall(r"\w+", answer) if word not in said} - SYNTAX
                 assert not lost, (answer, size, found)

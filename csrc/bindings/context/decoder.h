@@ -35,8 +35,8 @@ public:
     entered enter() { return entered(*this); }
 
     // Removes what a sequence holds from position n on. Returns what is left, n or 0: a memory that cannot go back so
-    // far (a recurrent one, or a sliding window that is gone) then holds nothing of it.
-    // A batch that failed may have taken the window's place.
+    // far (a recurrent one, or a sliding window that is gone) then holds nothing of it. A batch that failed may have
+    // taken the window's place.
     int32_t keep(llama_seq_id seq_id, int32_t n, bool has_failed = false);
 
     // tokens that may be given at once: a batch, or what the model has positions for

@@ -66,7 +66,6 @@ void register_context(py::module_ & m) {
     py::class_<C> cls(m, "Context");
     cls.def(py::init<std::shared_ptr<py_model>, const py_context_params &>(), py::arg("model"), py::arg("params"))
         .def_property_readonly("n_ctx", [](const C & c) { return llama_n_ctx(c.raw); })
-        .def_property_readonly("n_batch", [](const C & c) { return llama_n_batch(c.raw); })
         .def_property_readonly("n_most", [](const C & c) { return c.n_most(); })
         .def_property_readonly("n_threads", [](const C & c) { return llama_n_threads(c.raw); })
         .def_property_readonly("n_threads_batch", [](const C & c) { return llama_n_threads_batch(c.raw); })

@@ -57,15 +57,10 @@ void check_grammar(const std::string & gbnf) {
 }
 
 void check_json_depth(const std::string & name, const std::string & json) {
-    size_t depth  = 0;
-    size_t n_refs = 0; // a chain of them is as deep
+    size_t depth = 0;
     for (size_t i = 0; i < json.size(); ++i) {
         if (json[i] == '"') {
-            const size_t end = skip_quoted(json, i, '"');
-            if (json.compare(i, end + 1 - i, "\"$ref\"") == 0) {
-                check_depth(name, ++n_refs);
-            }
-            i = end;
+            i = skip_quoted(json, i, '"');
         } else if (json[i] == '[' || json[i] == '{') {
             check_depth(name, ++depth);
         } else if (json[i] == ']' || json[i] == '}') {

@@ -2,8 +2,8 @@
 
 #include "bindings/generate/prompt.h"
 
-#include "bindings/threads/deep-stack.h"
 #include "bindings/generate/grammar.h"
+#include "bindings/threads/deep-stack.h"
 #include "bindings/threads/gil.h"
 
 #include "json-schema-to-grammar.h"

@@ -1,7 +1,7 @@
 #include "bindings/model/identity.h"
 
-#include "bindings/threads/gil.h"
 #include "bindings/model/model.h"
+#include "bindings/threads/gil.h"
 #include "plan/identity.h"
 
 // a GGUF string is UTF-8 by its specification, not always in fact

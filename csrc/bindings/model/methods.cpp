@@ -1,8 +1,8 @@
 #include "bindings/model/methods.h"
 
-#include "bindings/threads/gil.h"
 #include "bindings/model/model.h"
 #include "bindings/model/vocab.h"
+#include "bindings/threads/gil.h"
 #include "load/load.h"
 #include "llama-skip.h"
 

@@ -298,7 +298,8 @@ class LoadedModel:
         Raises:
             ValueError: no token, or one that is not in the vocabulary.
             RuntimeError: the context is full, or the tokens in it were decoded under a mask that hides blocks
-                which would run now. What the context held stays.
+                which would run now. What the context held stays; after Ctrl-C too, unless its memory
+                cannot go back, as a recurrent one.
         """
         self._history.eval(tokens)
 

@@ -29,7 +29,7 @@ def add_overrides(
         if not isinstance(value, bool | int | float | str):
             kind = type(value).__name__
             raise TypeError(f"kv_overrides: {key} is a {kind}, expected bool, int, float or str")
-        if key.endswith("_epsilon") and not (isinstance(value, float) and 0 < value < math.inf):
+        if key.endswith("_epsilon") and isinstance(value, float) and not 0 < value < math.inf:
             raise ValueError(f"kv_overrides: {key} is {value!r}, expected a number above 0")
         if "\0" in key or (isinstance(value, str) and "\0" in value):
             raise ValueError(f"kv_overrides: {key!r} has a NUL")
