@@ -337,6 +337,21 @@ print(json.dumps(code))
     assert found == 0
 
 
+def test_a_model_that_answers_what_its_encoder_read_is_refused(
+    stock: Build, bases: dict[str, Base], tmp_path: Path
+) -> None:
+    made = make(stock, tmp_path, bases, "t5")
+    found = outcome(
+        """
+llm = Llama(model, **options, n_ctx=64, embedding=True)
+context = llm._history.context
+print(json.dumps([tried(lambda: context.embed([np.array([5])])), tried(lambda: context.eval(np.array([5]), 0, 0))]))
+""",
+        write(tmp_path / "model.gguf", made.arch, made.metadata, made.tensors),
+    )
+    assert found == [["RuntimeError", "a model that answers what its encoder read is not supported here"]] * 2
+
+
 def test_what_failed_a_check_of_llama_cpp_is_closed(tiny: Path) -> None:
     found = outcome(
         """

@@ -125,6 +125,9 @@ void py_context::add_token(llama_token token, llama_pos pos, llama_seq_id seq_id
 }
 
 void py_context::decode_batch(const llama_batch & batch) {
+    if (llama_model_has_encoder(model->raw) && llama_model_has_decoder(model->raw)) {
+        throw std::runtime_error("a model that answers what its encoder read is not supported here");
+    }
     const int32_t ret = llama_decode(raw, batch);
     if (interrupt) {
         std::rethrow_exception(std::exchange(interrupt, nullptr));
@@ -164,9 +167,6 @@ static std::vector<llama_pos> rope_sections(const llama_model * model, const lla
 void py_context::decode_all(const llama_token * tokens, const float * stream, int32_t n, llama_pos pos,
     llama_seq_id seq_id, int32_t first, float * rows) {
     check_positions((int64_t) pos + n);
-    if (llama_model_has_encoder(model->raw) && llama_model_has_decoder(model->raw)) {
-        throw std::runtime_error("a model that answers what its encoder read is not supported here");
-    }
     set_embeddings(false);
     const int32_t n_batch = llama_n_batch(raw);
     const size_t  n_vocab = llama_vocab_n_tokens(model->vocab());
