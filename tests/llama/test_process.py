@@ -345,7 +345,8 @@ def test_a_model_that_answers_what_its_encoder_read_is_refused(
         """
 llm = Llama(model, **options, n_ctx=64, embedding=True)
 context = llm._history.context
-print(json.dumps([tried(lambda: context.embed([np.array([5])])), tried(lambda: context.eval(np.array([5]), 0, 0))]))
+found = [tried(lambda: context.embed([np.array([5])])), tried(lambda: context.eval(np.array([5]), 0, 0))]
+print(json.dumps(found))
 """,
         write(tmp_path / "model.gguf", made.arch, made.metadata, made.tensors),
     )
