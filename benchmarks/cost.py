@@ -1,10 +1,14 @@
 """What the greedy path takes with the shortcuts of `llama-skip score` and without, in one run.
 
     python benchmarks/cost.py MODEL [-f TEXT] [--tokens N] [--fraction F] [--threads N] [--windows W]
+    python benchmarks/cost.py MODEL --halves [--per weights|kv|time] [--pairs N] [-f TEXT] [--tokens N] ...
 
 Without shortcuts each candidate of each step is measured on all tokens, and the full model once a step: the
 same work for each window of the text, hours in all. With --windows it is done on the first W, and its time is
 scaled to all.
+
+With --halves: what a path over blocks and halves takes, beside one over blocks to the same depth, in turn, N
+times; the medians.
 """
 
 from __future__ import annotations
@@ -16,33 +20,62 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from llama_skip.errors import MIB
 from llama_skip.files.identity import identify
 from llama_skip.model.processors import n_processors
 from llama_skip.score.file import share_of_blocks
 from llama_skip.score.score import score_model
+from llama_skip.score.sizes import PER
+from llama_skip.skipset import ranges_text
+
+KINDS = ("wall", "cpu")
 
 
-def timed(args: argparse.Namespace, n_path: int, *, n_tokens: int, shortcuts: bool) -> dict[str, Any]:
+def timed(
+    args: argparse.Namespace, label: str, n_path: int, *, output: str | None = None, **options: Any
+) -> dict[str, Any]:
     """Return the score's path, and the seconds of wall and processor time that it took."""
-    label = "with shortcuts" if shortcuts else "without"
     wall, cpu = time.perf_counter(), time.process_time()
     score = score_model(
         args.model,
         text=args.file,
-        output=args.output if shortcuts else None,
-        n_tokens=n_tokens,
+        output=output,
         n_ctx=args.ctx_size,
         n_path=n_path,
-        shortcuts=shortcuts,
         n_threads=args.threads,
         n_threads_batch=args.threads,
         show_progress=True,
+        **{"n_tokens": args.tokens, **options},
     )
     found = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     print(f"{label}: {found['wall']:.0f} s, {found['cpu']:.0f} s of processor time", file=sys.stderr)
-    return {**found, "path": [asdict(step) for step in score.path]}
+    return {**found, "path": [asdict(step) for step in score.path], "layers": [s.unit for s in score.path]}
+
+
+def with_halves(args: argparse.Namespace, n_path: int) -> int:
+    """Measure a path over blocks and halves beside one over blocks, and print what it costs."""
+    found: dict[str, list[dict[str, Any]]] = {"blocks": [], "halves": []}
+    for _ in range(args.pairs):
+        found["blocks"].append(timed(args, "blocks", n_path))
+        found["halves"].append(timed(args, "halves", n_path, halves=True, per=args.per))
+    times = {key: {way: median(run[key] for run in runs) for way, runs in found.items()} for key in KINDS}
+    ratios = {key: of["halves"] / of["blocks"] for key, of in times.items()}
+    if args.json:
+        print(json.dumps({"model": Path(args.model).name, **found, "ratio": ratios}))
+        return 0
+    print(f"{Path(args.model).name}, {args.tokens} tokens, {n_path} blocks, {args.threads} threads")
+    print(f"processor time with halves / blocks alone: {ratios['cpu']:.2f} ({args.pairs} pairs); goal 2")
+    for way, runs in found.items():
+        last, cpu = runs[0]["path"][-1], times["cpu"][way]
+        left_out = f"{ranges_text(runs[0]['layers'])}, {last['bytes'] / MIB:.1f} MiB"
+        print(
+            f"{way}: {cpu:.0f} s, {len(runs[0]['path'])} steps, {left_out}: perplexity "
+            f"{last['perplexity']:.3f}, KL divergence {last['kld']:.4f}"
+        )
+    return 0
 
 
 def main() -> int:
@@ -58,17 +91,22 @@ def main() -> int:
     parser.add_argument("-t", "--threads", type=int, default=n_processors())
     parser.add_argument("--windows", type=int, help="windows of the way without shortcuts; default: all")
     parser.add_argument("-o", "--output", help="keep the score of the way with shortcuts")
+    parser.add_argument("--halves", action="store_true", help="compare with a path over halves, too")
+    parser.add_argument("--per", choices=PER, default=PER[0], help=f"with --halves (default: {PER[0]})")
+    parser.add_argument("--pairs", type=int, default=1, help="with --halves: how often (default: 1)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.file is None:
         parser.error("name a text with -f, or in LLAMA_SKIP_TEXT")
     if args.output is not None and Path(args.output).exists():
         parser.error(f"{args.output} exists, so there would be nothing to measure")
+    n_path = share_of_blocks(args.fraction, identify(args.model).n_layer)
+    if args.halves:
+        return with_halves(args, n_path)
     n_windows = args.tokens // args.ctx_size
     some = min(args.windows or n_windows, n_windows)
-    n_path = share_of_blocks(args.fraction, identify(args.model).n_layer)
-    fast = timed(args, n_path, n_tokens=args.tokens, shortcuts=True)
-    slow = timed(args, n_path, n_tokens=some * args.ctx_size, shortcuts=False)
+    fast = timed(args, "with shortcuts", n_path, output=args.output)
+    slow = timed(args, "without", n_path, n_tokens=some * args.ctx_size, shortcuts=False)
     slow.update({key: slow[key] * n_windows / some for key in ("wall", "cpu")})
     ratios = {key: fast[key] / slow[key] for key in ("wall", "cpu")}
     if args.json:
@@ -82,7 +120,7 @@ def main() -> int:
     )
     for label, found in (("with", fast), ("without", slow)):
         last = found["path"][-1]
-        order = ",".join(str(step["block"]) for step in found["path"])
+        order = ",".join(map(str, found["layers"]))
         print(f"{label:8s} {order}: perplexity {last['perplexity']:.3f}, KL divergence {last['kld']:.4f}")
     return 0
 

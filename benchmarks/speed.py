@@ -1,17 +1,23 @@
 """Speed of a model with blocks left out, against the unpatched library: ratios of paired runs.
 
-    python benchmarks/speed.py [--model FILE] [--json]
+    python benchmarks/speed.py [--model FILE] [--skip-layers SPEC] [--contexts N ...] [--json]
 
-Three comparisons, each of runs that alternate within the same minute, so that what else the machine does
+Comparisons, each of runs that alternate within the same minute, so that what else the machine does
 falls on both alike; a ratio is the median of the pairs' ratios.
 
     full         tokens/s with nothing left out, ours / unpatched                      at least 0.98
     ideal        tokens/s with a third of the blocks left out, ours / (full * bytes)   at least 0.97
+                 or with halves of blocks, at short contexts                           at least 0.95
     pruned       the same, ours / unpatched with the physically pruned file            at least 0.99
     first token  time from load to the first token of a short prompt, pruned / ours, page cache cold and warm
                                                                                        at least 1
 
-The ideal is the full model's speed times the bytes of weights a token reads, full over kept.
+The ideal is the full model's speed times the bytes of weights a token reads, full over kept. No pruned file
+stands for halves.
+
+With --contexts instead: prompts of so many tokens and single tokens behind them, without the attention of
+every second block and with all, flash attention on. What the attentions take is measured too, on the model
+without any; without half of them half of that should be saved: ours / (full / (1 - share / 2)), at least 0.9.
 """
 
 from __future__ import annotations
@@ -29,11 +35,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 from llama_skip.model.processors import n_processors
 
 from comparison import builds
 from comparison.libllama import Context, Library, Model, Override, Worker
-from comparison.oracle import expand, tensors
+from comparison.oracle import expand, left_out, tensors
 
 N_GENERATE = 32
 PROMPT = list(range(1000, 1016))
@@ -100,16 +107,74 @@ def paired(a: Callable[[], float], b: Callable[[], float], n: int) -> dict[str, 
     }
 
 
-def bytes_per_token(path: Path, out: list[int]) -> int:
+def bytes_per_token(path: Path, spec: str = "") -> int:
     """Weights that a token reads: all of the kept ones; the embeddings count once, as the output."""
     names = {t.name for t in tensors(path)}
-    kept = [t for t in tensors(path) if t.block not in out]
+    gone = left_out(path, spec) if spec else []
+    kept = [t for t in tensors(path) if t not in gone]
     return sum(t.size for t in kept if t.name != "token_embd.weight" or "output.weight" not in names)
+
+
+def at_context(
+    lib: Library, path: Path, overrides: Override, n_ctx: int, n_threads: int
+) -> tuple[float, float]:
+    """Return the tokens per second of a prompt, and of single tokens behind it."""
+    params = {"n_ctx": n_ctx + N_GENERATE, "n_batch": 512, "flash": "on"}
+    model = lib.model(path, overrides)
+    ctx = model.context(**params, n_threads=n_threads, n_threads_batch=n_threads)
+    tokens = np.random.default_rng(0).integers(1000, 2000, n_ctx).tolist()
+    seconds = []
+    for part in (
+        [tokens[i : i + 512] for i in range(0, n_ctx, 512)],
+        [[token] for token in range(2000, 2016)],
+    ):
+        start = time.perf_counter()
+        for batch in part:
+            ctx.decode(batch)
+        seconds.append(time.perf_counter() - start)
+    ctx.close()
+    model.close()
+    return n_ctx / seconds[0], 16 / seconds[1]
+
+
+def contexts(model: Path, lengths: list[int], n: int, n_threads: int) -> list[dict[str, Any]]:
+    """Return a row for each length, of the prompt and of generation: full, half of the attentions, none."""
+    last = max(t.block for t in tensors(model) if t.block is not None)
+    ways = {
+        "full": {},
+        "half": {"skip.layers": f"1-{last}+2:attn"},
+        "none": {"skip.layers": f"0-{last}:attn"},
+    }
+    worker = Worker(builds.ours().lib)
+    rows = []
+    for length in lengths:
+        runs = [
+            {way: worker.call(at_context, model, skip, length, n_threads) for way, skip in ways.items()}
+            for _ in range(n)
+        ]
+        for i, what in enumerate(("prompt", "generation")):
+            speeds = [{way: speed[i] for way, speed in run.items()} for run in runs]
+            ratios = [s["half"] / s["full"] for s in speeds]
+            predicted = [1 / (1 - (1 - s["full"] / s["none"]) / 2) for s in speeds]
+            rows.append(
+                {
+                    "name": f"{what}, {length} tokens",
+                    "at_least": 0.9,
+                    "share": statistics.median(1 - s["full"] / s["none"] for s in speeds),
+                    "full": statistics.median(s["full"] for s in speeds),
+                    "half": statistics.median(s["half"] for s in speeds),
+                    "ratio": statistics.median(ratios),
+                    "of_predicted": statistics.median(r / p for r, p in zip(ratios, predicted, strict=True)),
+                }
+            )
+            print(rows[-1], file=sys.stderr)
+    worker.close()
+    return rows
 
 
 def measure(model: Path, spec: str, n: int, n_threads: int) -> list[dict[str, Any]]:
     stock, ours = builds.stock(), builds.ours()
-    out = expand(spec)
+    has_halves = ":" in spec
     skip = {"skip.layers": spec}
     rows = []
 
@@ -126,9 +191,11 @@ def measure(model: Path, spec: str, n: int, n_threads: int) -> list[dict[str, An
         dir=model.parent if os.access(model.parent, os.W_OK) else None
     ) as folder:
         pruned = Path(folder) / "pruned.gguf"
-        done = stock.run("llama-quantize", "--prune-layers", ",".join(map(str, out)), model, pruned, "COPY")
-        if done.returncode != 0:
-            raise SystemExit(f"error: llama-quantize --prune-layers failed: {done.stderr[-500:]}")
+        if not has_halves:
+            out = ",".join(map(str, expand(spec)))
+            done = stock.run("llama-quantize", "--prune-layers", out, model, pruned, "COPY")
+            if done.returncode != 0:
+                raise SystemExit(f"error: llama-quantize --prune-layers failed: {done.stderr[-500:]}")
         theirs, mine = Worker(stock.lib), Worker(ours.lib)
 
         def speed(worker: Worker, path: Path, overrides: Override) -> Callable[[], float]:
@@ -138,10 +205,16 @@ def measure(model: Path, spec: str, n: int, n_threads: int) -> list[dict[str, An
             return lambda: worker.call(first_token, path, overrides, n_threads, cold)
 
         row("full", 0.98, paired(speed(mine, model, {}), speed(theirs, model, {}), n))
-        ideal = bytes_per_token(model, out) / bytes_per_token(model, [])
-        row("ideal", 0.97, paired(speed(mine, model, skip), speed(mine, model, {}), n), ideal)
-        row("pruned", 0.99, paired(speed(mine, model, skip), speed(theirs, pruned, {}), n))
-        for cold in (True, False):
+        ideal = bytes_per_token(model, spec) / bytes_per_token(model)
+        row(
+            "ideal",
+            0.95 if has_halves else 0.97,
+            paired(speed(mine, model, skip), speed(mine, model, {}), n),
+            ideal,
+        )
+        if not has_halves:
+            row("pruned", 0.99, paired(speed(mine, model, skip), speed(theirs, pruned, {}), n))
+        for cold in (True, False) if not has_halves else ():
             result = paired(latency(theirs, pruned, {}, cold), latency(mine, model, skip, cold), n)
             row(f"first token, {'cold' if cold else 'warm'}", 1.0, result)
         theirs.close()
@@ -155,6 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, help="GGUF (default: SmolLM2-135M)")
     parser.add_argument("--skip-layers", metavar="SPEC", help="default: the middle third")
+    parser.add_argument("--contexts", type=int, nargs="+", metavar="N", help="tokens of context")
     parser.add_argument("--runs", type=int, default=15, metavar="N", help="pairs of each (default: 15)")
     parser.add_argument("--threads", type=int, default=n_processors(), metavar="N")
     parser.add_argument("--json", action="store_true")
@@ -162,6 +236,10 @@ def main(argv: list[str] | None = None) -> int:
     model = args.model or builds.smollm2()
     n_layer = 1 + max(t.block for t in tensors(model) if t.block is not None)
     spec = args.skip_layers or f"{n_layer // 3}-{2 * n_layer // 3 - 1}"
+    if args.contexts:
+        rows = contexts(model, args.contexts, args.runs, args.threads)
+        print(json.dumps({"model": model.name, "threads": args.threads, "rows": rows}, indent=2))
+        return 0
     rows = measure(model, spec, args.runs, args.threads)
     if args.json:
         print(

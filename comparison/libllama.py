@@ -191,6 +191,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_skip_disk_nodes": (c_bool, [P, I32, POINTER(I32), POINTER(I32)]),
     "llama_skip_set_mask": (c_bool, [P, c_char_p, c_char_p]),
     "llama_skip_is_masked": (c_bool, [P, I32]),
+    "llama_skip_mask_layers": (c_char_p, [P]),
     "llama_skip_state_tag": (c_char_p, [P]),
 }
 
@@ -329,6 +330,9 @@ class Context:
     def masked(self) -> list[int]:
         n = self.c.llama_model_n_layer(self.model.p)
         return [il for il in range(n) if self.c.llama_skip_is_masked(self.p, il)]
+
+    def mask_layers(self) -> str:
+        return str(self.c.llama_skip_mask_layers(self.p).decode())
 
     def save(self, road: str, path: Path, tokens: Sequence[int] = (), seq: int = 0) -> bytes:
         """Save by one of STATE_ROADS; return the saved bytes, empty where saving was refused."""

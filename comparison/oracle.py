@@ -20,6 +20,12 @@ WRITERS = re.compile(
     r"blk\.\d+\.(attn_output|attn_out|ffn_down|ffn_down_exps|ffn_down_shexp|ffn_down_chexps|ssm_out"
     r"|time_mix_output|channel_mix_value|shortconv\.out_proj|post_attention_norm|post_ffw_norm)\.(weight|bias)"
 )
+# of those, what a half's output is; and the matrices of a half, in a block of the usual kind
+HALF_WRITERS = {
+    "attn": re.compile(r"blk\.\d+\.attn_output\..*"),
+    "ffn": re.compile(r"blk\.\d+\.ffn_down\..*"),
+}
+HALF_MATRICES = {half: re.compile(rf"blk\.\d+\.{half}_(?!.*norm).*") for half in HALF_WRITERS}
 ALIGNMENT = 32  # of the tensors of a GGUF, and of CPU and rpc buffers
 
 TEXT = (
@@ -65,6 +71,21 @@ def of_blocks(path: Path, blocks: Iterable[int]) -> list[TensorInfo]:
     return [t for t in tensors(path) if t.block in wanted]
 
 
+def left_out(path: Path, spec: str) -> list[TensorInfo]:
+    """What a set of blocks and halves leaves out of a file."""
+    out = expand(spec)
+
+    def is_out(t: TensorInfo) -> bool:
+        halves = (
+            half
+            for half, matrices in HALF_MATRICES.items()
+            if len(t.shape) > 1 and matrices.fullmatch(t.name)
+        )
+        return t.block in out or any(t.block in expand(spec, half) for half in halves)
+
+    return [t for t in tensors(path) if is_out(t)]
+
+
 def changed_copy(path: Path, copy: Path, change: Callable[[TensorInfo, bytes], bytes | None]) -> Path:
     """Copy a GGUF; `change` returns the new bytes of a tensor, as many as before, or None."""
     shutil.copyfile(path, copy)
@@ -79,12 +100,18 @@ def changed_copy(path: Path, copy: Path, change: Callable[[TensorInfo, bytes], b
     return copy
 
 
-def zeroed_copy(path: Path, copy: Path, blocks: Iterable[int]) -> Path:
-    """Copy a GGUF with `blocks` made identities. Zero bytes are zeros in every quantised type."""
-    wanted = set(blocks)
+def zeroed_copy(path: Path, copy: Path, out: Iterable[int] | str) -> Path:
+    """Copy a GGUF with blocks made identities, or of a set also halves that add zeros to the stream.
+
+    Zero bytes are zeros in every quantised type.
+    """
+    writers = [(set(expand(out) if isinstance(out, str) else out), WRITERS)]
+    if isinstance(out, str):
+        writers += [(set(expand(out, half)), pattern) for half, pattern in HALF_WRITERS.items()]
 
     def change(t: TensorInfo, data: bytes) -> bytes | None:
-        return bytes(t.size) if t.block in wanted and WRITERS.fullmatch(t.name) else None
+        gone = any(t.block in blocks and pattern.fullmatch(t.name) for blocks, pattern in writers)
+        return bytes(t.size) if gone else None
 
     return changed_copy(path, copy, change)
 
@@ -135,12 +162,15 @@ def times_power_of_two(t: TensorInfo, data: bytes, factor: float) -> bytes:
     return rows.tobytes()
 
 
-def expand(spec: str) -> list[int]:
-    """The blocks of a set such as 13-14,25 or 0-29+2."""
+def expand(spec: str, half: str | None = None) -> list[int]:
+    """The blocks of a set such as 13-14,25 or 0-29+2, or those of which it names a half: 13-14:attn."""
     blocks: list[int] = []
     for item in re.split("[,;]", spec):
-        first, last, step = re.fullmatch(r"(\d+)(?:-(\d+)(?:\+(\d+))?)?", item).groups()  # type: ignore[union-attr]
-        blocks += range(int(first), int(last or first) + 1, int(step or 1))
+        match = re.fullmatch(r"(\d+)(?:-(\d+)(?:\+(\d+))?)?(?::(attn|ffn))?", item)
+        assert match, spec
+        first, last, step, of = match.groups()
+        if of == half:
+            blocks += range(int(first), int(last or first) + 1, int(step or 1))
     return sorted(set(blocks))
 
 

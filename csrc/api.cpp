@@ -90,7 +90,7 @@ const char * llama_skip_describe(const char * path_model, const llama_model_kv_o
         const llama_skip_checked_file file =
             llama_skip_check_file(path_model, llama_skip_read_overrides(overrides), {});
         if (file.skip.any() || file.skip.disk.any()) {
-            last_text = llama_skip_summary(file.skip, file.model->hparams.n_layer());
+            last_text = llama_skip_summary(file.skip, file.model->hparams);
         }
     } catch (const std::exception & err) {
         last_error = err.what();
@@ -111,7 +111,7 @@ uint64_t llama_model_skipped_size(const llama_model * model) {
 }
 
 const char * llama_model_skip_layers(const llama_model * model) {
-    last_text = llama_skip_layers_str(model->hparams.skip.file_blocks(model->hparams.n_layer()));
+    last_text = llama_skip_set_str(model->hparams.skip, model->hparams.n_layer());
     return last_text.c_str();
 }
 
@@ -127,7 +127,7 @@ const char * llama_model_skip_bypass(const llama_model * model) {
 
 const char * llama_model_skip_summary(const llama_model * model) {
     const llama_skip & skip = model->hparams.skip;
-    last_text               = skip.any() || skip.disk.any() ? llama_skip_summary(skip, model->hparams.n_layer()) : "";
+    last_text               = skip.any() || skip.disk.any() ? llama_skip_summary(skip, model->hparams) : "";
     return last_text.c_str();
 }
 
@@ -152,7 +152,7 @@ int32_t llama_skip_layer_index(const char * path_model, const llama_model_kv_ove
         for (const std::string & layers : { spec.layers, spec.disk }) {
             const auto ranges = llama_skip_parse_layers(LLAMA_SKIP_KEY_LAYERS, layers.empty() ? "none" : layers);
             for (const auto & r : ranges) {
-                for (int64_t il = r.first; il <= r.last && il < LLAMA_SKIP_MAX_LAYERS; il += r.step) {
+                for (int64_t il = r.first; il <= r.last && il < LLAMA_SKIP_MAX_LAYERS && r.half < 0; il += r.step) {
                     mask.set(il);
                 }
             }
@@ -175,6 +175,11 @@ bool llama_skip_set_mask(llama_context * ctx, const char * layers, const char * 
 
 const char * llama_skip_state_tag(const llama_context * ctx) {
     last_text = llama_skip_make_tag(ctx->get_model().hparams.skip, ctx->get_cparams().skip);
+    return last_text.c_str();
+}
+
+const char * llama_skip_mask_layers(const llama_context * ctx) {
+    last_text = llama_skip_set_str(ctx->get_cparams().skip, ctx->get_model().hparams.n_layer());
     return last_text.c_str();
 }
 

@@ -18,6 +18,7 @@
 
 // graph.patch
 #include "graph/loop.h" // llm_graph_context::n_layer, llm_graph_result::skip_trace
+#include "graph/half.h" // llama_skip_attn(), _ffn(), _product()
 #include "graph/cvec.h" // llama_skip_cvec()
 #include "disk/graph.h" // llama_skip_disk_norm(), llama_skip_disk_out()
 

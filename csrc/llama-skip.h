@@ -65,6 +65,9 @@ LLAMA_API bool llama_skip_set_mask(struct llama_context * ctx, const char * laye
 // What a context leaves out, and what stands in its gaps, as one line: where it differs, so may what is computed, and
 // saved states are refused. Empty when nothing is left out; valid as those above.
 LLAMA_API const char * llama_skip_state_tag(const struct llama_context * ctx);
+
+// What a context leaves out at present, the model's set among it, in the form of the flag; valid as those above.
+LLAMA_API const char * llama_skip_mask_layers(const struct llama_context * ctx);
 LLAMA_API bool         llama_skip_is_masked(const struct llama_context * ctx, int32_t il);
 
 // Disk blocks: mapped from the file, run on the host, their output x + S*(f(x) - x).

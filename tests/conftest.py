@@ -47,13 +47,14 @@ def tokens(stock: Build, smollm2: Path) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def zeroed(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[int]], Path]:
-    """From blocks to SmolLM2 with these blocks made identities; each file is written once."""
+def zeroed(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[int] | str], Path]:
+    """From blocks or a set to SmolLM2 with these made identities; each file is written once."""
     folder = tmp_path_factory.mktemp("zeroed")
 
-    def make(blocks: list[int]) -> Path:
-        path = folder / ("-".join(map(str, sorted(blocks))) + ".gguf")
-        return path if path.exists() else zeroed_copy(smollm2, path, blocks)
+    def make(out: list[int] | str) -> Path:
+        name = out.replace(":", "") if isinstance(out, str) else "-".join(map(str, sorted(out)))
+        path = folder / f"{name}.gguf"
+        return path if path.exists() else zeroed_copy(smollm2, path, out)
 
     return make
 

@@ -14,8 +14,8 @@ struct llm_graph_context;
 
 // of one gap
 struct llama_skip_bypass_tensors {
-    int32_t     first    = 0; // block of the gap
-    int32_t     n_blocks = 0;
+    int32_t     first    = 0;     // block of the gap
+    int32_t     n_blocks = 0;     // 0: what the block before leaves out
     float       norm_eps = -1.0f; // z = x / sqrt(mean(x^2) + norm_eps); below 0: z = x
     std::string hash;             // of all that it computes with; empty before the data is read
 

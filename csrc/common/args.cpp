@@ -20,7 +20,9 @@
 #include <stdexcept>
 
 static const char * const spec_help =
-    "SPEC: none or ITEM[,ITEM...], ITEM: N | N-M (inclusive) | N-M+STEP, blocks are numbered as in the file;\n"
+    "SPEC: none or ITEM[,ITEM...], ITEM: N | N-M (inclusive) | N-M+STEP, with :attn or :ffn behind it for the "
+    "attention "
+    "or the feed-forward alone; blocks are numbered as in the file;\n"
     "or auto:P%, auto:K (the share or number of blocks that cost least, measured by llama-skip score), @NAME (a plan "
     "in "
     "the model's metadata or its .skip.gguf), @PATH (a plan file)";

@@ -70,7 +70,7 @@ bool llama_context::skip_can_decode(const llama_batch_ext & batch) {
     if (memory->skip.empty()) {
         return true;
     }
-    const llama_skip_mask & out = cparams.skip.out;
+    const llama_skip_mask out = cparams.skip.no_cache();
 
     for (const auto & token : batch.tokens) {
         for (const auto seq_id : token.seq_ids) {
@@ -87,7 +87,7 @@ bool llama_context::skip_can_decode(const llama_batch_ext & batch) {
 }
 
 void llama_context::skip_decoded(const llama_ubatch & ubatch) {
-    const llama_skip_mask masked = cparams.skip.out & ~model.hparams.skip.out;
+    const llama_skip_mask masked = cparams.skip.no_cache() & ~model.hparams.skip.no_cache();
     if (masked.none()) {
         return;
     }

@@ -40,13 +40,23 @@ static llama_skip merge(const llama_model & model, const std::string & layers, c
     const llama_skip_mask blocks  = loaded.file_blocks(model.hparams.n_layer());
 
     llama_skip skip = loaded.model_only();
-    skip.out = blocks | llama_skip_resolve_layers(names.layers, llama_skip_parse_layers(names.layers, layers), n_layer);
-    if ((int32_t) skip.out.count() == n_layer) {
+    llama_skip_resolve_layers(names.layers, llama_skip_parse_layers(names.layers, layers), n_layer, skip);
+    skip.out |= blocks;
+    for (int half = 0; half < LLAMA_SKIP_N_HALVES; ++half) {
+        skip.half[half] |= loaded.file_blocks(loaded.half[half], model.hparams.n_layer());
+        skip.half[half] &= ~skip.out;
+    }
+    if ((int32_t) skip.empty().count() == n_layer) {
         throw std::invalid_argument(names.layers + ": every block is left out, blocks " +
                                     llama_skip_layers_str(blocks) + " already when the model was loaded");
     }
+    const auto same_halves = [&](int32_t il) {
+        return loaded.half[LLAMA_SKIP_MIXER][il] == skip.half[LLAMA_SKIP_MIXER][il] &&
+               loaded.half[LLAMA_SKIP_FFN][il] == skip.half[LLAMA_SKIP_FFN][il];
+    };
     for (int32_t il = 0; il < LLAMA_SKIP_MAX_LAYERS; ++il) {
-        if (loaded.gap_begins(il) && skip.gap_begins(il) && loaded.gap_end(il) == skip.gap_end(il)) {
+        const int32_t size = loaded.gap_size(il);
+        if (size >= 0 && skip.gap_size(il) == size && (size > 0 || same_halves(il - 1))) {
             skip.scale[il]  = loaded.scale[il];
             skip.bypass[il] = loaded.bypass[il];
         }
@@ -70,8 +80,8 @@ static void set_scales(llama_skip & skip, const std::string & text, const llama_
 // the scales of a plan are those of its own gaps
 static void set_plan_scales(llama_skip & skip, const llama_skip_spec & plan, const llama_skip_names & names) {
     llama_skip own;
-    own.out = llama_skip_resolve_layers(
-        names.layers, llama_skip_parse_layers(names.layers, plan.layers), LLAMA_SKIP_MAX_LAYERS);
+    llama_skip_resolve_layers(
+        names.layers, llama_skip_parse_layers(names.layers, plan.layers), LLAMA_SKIP_MAX_LAYERS, own);
     llama_skip_resolve_scale(names.scale, llama_skip_parse_scale(names.scale, plan.scale), own);
     for (int32_t il = 0; il < LLAMA_SKIP_MAX_LAYERS; ++il) {
         if (!own.gap_begins(il) || own.scale[il] == 1.0f) {
@@ -110,8 +120,8 @@ static std::vector<const llama_skip_bypass_tensors *> take_bypasses(
 
 static void log_plan(const llama_skip & skip, const llama_skip_plan & plan) {
     const std::string bypass = llama_skip_bypass_str(skip);
-    LLAMA_LOG_INFO("skip: mask of %s: blocks %s left out%s%s\n", plan.origin.c_str(),
-        llama_skip_layers_str(skip.out).c_str(), bypass.empty() ? "" : ", bypass ", bypass.c_str());
+    LLAMA_LOG_INFO("skip: mask of %s: blocks %s left out%s%s\n", plan.origin.c_str(), llama_skip_set_str(skip).c_str(),
+        bypass.empty() ? "" : ", bypass ", bypass.c_str());
     if (plan.other_weights) {
         LLAMA_LOG_WARN("%s\n", llama_skip_other_weights);
     }
@@ -141,7 +151,7 @@ llama_skip_set llama_skip_make_mask(const llama_model & model, const char * laye
     }
     llama_skip_spec spec;
     spec.bypasses = take_bypasses(skip, asked.bypasses);
-    spec.layers   = skip.any() ? llama_skip_layers_str(skip.out) : "";
+    spec.layers   = llama_skip_set_str(skip);
     spec.scale    = llama_skip_scale_str(skip);
 
     llama_skip_set res = { llama_skip_make(model.hparams, model.arch, spec, names), plan.bypasses };

@@ -23,8 +23,8 @@ static const std::string weights_word = "weights ";
 std::string llama_skip_make_tag(const llama_skip & loaded, const llama_skip & skip) {
     std::string tag;
     for (const auto & [name, value] : {
-             std::make_pair("skip", llama_skip_layers_str(loaded.out)),
-             std::make_pair("mask", llama_skip_layers_str(skip.out & ~loaded.out)),
+             std::make_pair("skip", llama_skip_set_str(loaded)),
+             std::make_pair("mask", llama_skip_set_str(llama_skip_added(loaded, skip))),
              std::make_pair("scale", llama_skip_scale_str(skip)),
              std::make_pair("bypass", llama_skip_bypass_hashes(skip)),
              std::make_pair("disk scale", llama_skip_disk_scale_str(skip)),
@@ -46,7 +46,7 @@ void llama_context::skip_state_write(llama_io_write_i & io, llama_seq_id seq_id)
     if (!memory) {
         return; // such a state is empty
     }
-    const llama_skip_mask missing = memory->skip.masked(seq_id) & ~cparams.skip.out;
+    const llama_skip_mask missing = memory->skip.masked(seq_id) & ~cparams.skip.no_cache();
     if (missing.any()) {
         throw std::runtime_error(format("tokens that were decoded while blocks %s were masked cannot be saved: remove "
                                         "them or mask the blocks again",
@@ -127,7 +127,7 @@ void llama_context::skip_state_restored(llama_seq_id seq_id) {
         return;
     }
     // the tag agreed, so the tokens were decoded under this mask or a smaller one
-    const llama_skip_mask masked = cparams.skip.out & ~model.hparams.skip.out;
+    const llama_skip_mask masked = cparams.skip.no_cache() & ~model.hparams.skip.no_cache();
     const llama_seq_id    n_seq  = cparams.kv_unified ? LLAMA_MAX_SEQ : cparams.n_seq_max;
     for (llama_seq_id s = std::max(seq_id, 0); s < (seq_id < 0 ? n_seq : seq_id + 1); ++s) {
         memory->skip.seq_rm(s, -1, -1);

@@ -19,7 +19,7 @@ ggml_tensor * llama_skip_bypass(const llm_graph_context & llm, ggml_tensor * cur
     const llama_skip & skip = llm.cparams.skip;
 
     const int next = il + 1;
-    if (!skip.any() || next >= (int) llm.hparams.n_layer() || !skip.has_bypass(next)) {
+    if (!skip.any() || next >= LLAMA_SKIP_MAX_LAYERS || !skip.has_bypass(next)) {
         return cur;
     }
     // several streams side by side: what one factor means to them is for the architecture to say
@@ -68,9 +68,11 @@ std::unique_ptr<llm_graph_context> llama_skip_build_graph(const llama_model & mo
         if (!skip.any()) {
             throw;
         }
+        const bool no_cache = skip.any_half() && dynamic_cast<const std::out_of_range *>(&err) != nullptr;
         throw std::runtime_error(
             format("architecture '%s' cannot leave out blocks %s: its graph does not step over them (%s)",
-                llm_arch_name(params.arch), llama_skip_layers_str(skip.out).c_str(), err.what()));
+                llm_arch_name(params.arch), llama_skip_set_str(skip).c_str(),
+                no_cache ? "it uses a cache that they would have" : err.what()));
     }
     publish_inputs(*llm);
     return llm;
@@ -89,9 +91,13 @@ void llama_skip_expand_inputs(const llm_graph_context & llm) {
 
 // The first tensor that a node reads and that was not loaded; only what llama_skip_files::shapes holds has neither data
 // nor an operation, and is no input of the graph.
-static const ggml_tensor * find_unloaded(ggml_cgraph * gf) {
+static const ggml_tensor * find_unloaded(ggml_cgraph * gf, const llama_skip & skip) {
     for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
         for (const ggml_tensor * src : ggml_graph_node(gf, i)->src) {
+            if (src && skip.any_half() && src->op == GGML_OP_NONE &&
+                llama_skip_matrix(skip, src->name, ggml_n_dims(src))) {
+                return src; // masked at run time, it has its data
+            }
             if (src && src->op == GGML_OP_NONE && !src->buffer && !src->data && !src->view_src &&
                 !(src->flags & GGML_TENSOR_FLAG_INPUT) && strstr(src->name, "blk.") != nullptr) {
                 return src;
@@ -110,7 +116,7 @@ static void check_target(const llm_graph_params & params) {
     const llama_skip & skip    = params.cparams.ctx_other->get_cparams().skip;
     const int32_t      n_layer = llama_model_n_layer(llama_get_model(params.cparams.ctx_other));
     for (int32_t il = n_layer - n_caches; il < n_layer; ++il) {
-        if (skip.out[il]) {
+        if (skip.no_cache()[il]) {
             throw std::runtime_error(
                 format("architecture '%s' reads the KV cache of block %d of its target, which is left out",
                     llm_arch_name(params.arch), il));
@@ -131,9 +137,18 @@ void llama_skip_check_graph(const llm_graph_result & res, const llm_graph_params
             format("architecture '%s' cannot leave out blocks %s: its graph does not step over them",
                 llm_arch_name(params.arch), llama_skip_layers_str(missed).c_str()));
     }
-    if (const ggml_tensor * src = find_unloaded(res.get_gf())) {
+    if (const ggml_tensor * src = find_unloaded(res.get_gf(), skip)) {
         throw std::runtime_error(format("architecture '%s' cannot leave out blocks %s: its graph reads '%s'",
-            llm_arch_name(params.arch), llama_skip_layers_str(skip.out).c_str(), src->name));
+            llm_arch_name(params.arch), llama_skip_set_str(skip).c_str(), src->name));
+    }
+    for (int half = 0; half < LLAMA_SKIP_N_HALVES; ++half) {
+        const llama_skip_mask left = skip.half[half] & ~res.skip_trace.zeroed[half];
+        if (left.any()) {
+            throw std::runtime_error(format("architecture '%s' cannot leave out %s alone: it is no branch of its own "
+                                            "there",
+                llm_arch_name(params.arch),
+                llama_skip_layers_str(left, std::string(":") + llama_skip_half_names[half]).c_str()));
+        }
     }
     const auto injects = params.ubatch.embd ? llama_skip_arch_of(params.arch).injects : nullptr;
     for (int32_t il = 0; il < (int32_t) params.hparams.n_layer(); ++il) {
@@ -142,10 +157,11 @@ void llama_skip_check_graph(const llm_graph_result & res, const llm_graph_params
                 format("architecture '%s' cannot read images without block %d: their features are added there",
                     llm_arch_name(params.arch), il));
         }
+    }
+    for (int32_t il = 0; il < LLAMA_SKIP_MAX_LAYERS; ++il) {
         if (skip.has_bypass(il) && !res.skip_trace.bypassed[il]) {
             throw std::runtime_error(
-                format("architecture '%s' has no place for a bypass at the gap that begins at block %d",
-                    llm_arch_name(params.arch), il));
+                format("architecture '%s' has no place for a bypass at block %d", llm_arch_name(params.arch), il));
         }
     }
 }
@@ -158,6 +174,15 @@ bool llama_skip_graph_ok(const llm_graph_result & res, const llm_graph_params & 
         LLAMA_LOG_ERROR("skip: %s\n", err.what());
         return false;
     }
+}
+
+bool llama_skip_is_dead(const llama_skip & skip, ggml_cgraph * gf, const ggml_tensor * node) {
+    for (int i = 0; skip.any_half() && i < ggml_graph_n_nodes(gf); ++i) {
+        if (ggml_graph_node(gf, i) == node) {
+            return false;
+        }
+    }
+    return skip.any_half();
 }
 
 ggml_tensor * llama_skip_state(ggml_tensor * state, int il) {

@@ -1,7 +1,10 @@
 #pragma once
 
+#include "set/skip.h"
+
 #include <memory>
 
+struct ggml_cgraph;
 struct ggml_tensor;
 struct llama_model;
 struct llm_graph_context;
@@ -21,6 +24,9 @@ void llama_skip_expand_inputs(const llm_graph_context & llm);
 // Throws std::runtime_error when the graph does not leave out what it should; the second logs and returns false.
 void llama_skip_check_graph(const llm_graph_result & res, const llm_graph_params & params);
 bool llama_skip_graph_ok(const llm_graph_result & res, const llm_graph_params & params);
+
+// whether halves that are left out left this node of a graph without a reader
+bool llama_skip_is_dead(const llama_skip & skip, ggml_cgraph * gf, const ggml_tensor * node);
 
 // the recurrent state of block il; throws where it has none
 ggml_tensor * llama_skip_state(ggml_tensor * state, int il);

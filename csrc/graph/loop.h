@@ -7,8 +7,9 @@
 
 // what a graph did about the blocks left out while it was built
 struct llama_skip_trace {
-    llama_skip_mask stepped;  // left-out blocks that a block loop stepped over
-    llama_skip_mask bypassed; // gaps whose bypass was applied, by their first block
+    llama_skip_mask stepped;                     // left-out blocks that a block loop stepped over
+    llama_skip_mask bypassed;                    // gaps whose bypass was applied, by their first block
+    llama_skip_mask zeroed[LLAMA_SKIP_N_HALVES]; // halves left out that were zeros
 
     llama_skip_disk_trace disk;
 };

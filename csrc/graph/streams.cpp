@@ -20,10 +20,26 @@ static bool split_name(const ggml_tensor * t, std::string & name, int32_t & il) 
     return true;
 }
 
+// of a last block, only some rows go on
+static const ggml_tensor * all_rows(const ggml_tensor * t) {
+    return t->op == GGML_OP_GET_ROWS ? t->src[0] : t;
+}
+
+// a norm behind a half that is left out reads its zeros
 static bool is_norm(const ggml_tensor * t, int32_t block) {
     std::string name;
     int32_t     il;
-    return (t->op == GGML_OP_RMS_NORM || t->op == GGML_OP_NORM) && split_name(t, name, il) && il == block;
+    return (t->op == GGML_OP_RMS_NORM || t->op == GGML_OP_NORM) && all_rows(t->src[0])->op != GGML_OP_FILL &&
+           split_name(t, name, il) && il == block;
+}
+
+// whether a norm reads the stream by this name, or with the zeros of a half added to it
+static bool reads(const ggml_tensor * norm, const std::string & name) {
+    const auto is_named = [&](const ggml_tensor * t) {
+        return strstr(all_rows(t)->name, name.c_str()) != nullptr;
+    };
+    const ggml_tensor * t = norm->src[0];
+    return is_named(t) || (t->op == GGML_OP_ADD && (is_named(t->src[0]) || is_named(t->src[1])));
 }
 
 bool llama_skip_streams::is_first_input(const ggml_tensor * t) {
@@ -32,7 +48,7 @@ bool llama_skip_streams::is_first_input(const ggml_tensor * t) {
     }
     if (n_inputs == 1 && kept.size() > 1 && is_norm(t, kept[1])) {
         n_inputs = 2;
-        mismatch = strstr(t->src[0]->name, ("l_out-" + std::to_string(kept[0])).c_str()) == nullptr;
+        mismatch = !reads(t, "l_out-" + std::to_string(kept[0]));
     }
     return n_inputs == 0 && is_norm(t, kept[0]);
 }

@@ -22,7 +22,7 @@ void llama_skip_warn_baked(const llama_model & model) {
 
 bool llama_skip_adapter_tensor(const llama_model & model, const std::string & name) {
     llama_skip_warn_baked(model);
-    return llama_skip_tensor(model.hparams.skip, name);
+    return llama_skip_matrix(model.hparams.skip, name, /*n_dims =*/2);
 }
 
 void llama_skip_check_imatrix(

@@ -46,7 +46,7 @@ void llama_skip_files::init(const llama_model_loader & ml, llama_skip & skip) {
 
     std::map<uint32_t, std::vector<entry>> files;
     for (const auto & [name, w] : ml.weights_map) {
-        const bool    out     = llama_skip_tensor(skip, name);
+        const bool    out     = llama_skip_matrix(skip, name, ggml_n_dims(w.tensor));
         const int32_t il      = llama_skip_block_of(name);
         const bool    on_disk = !out && il >= 0 && skip.disk.blocks[il];
         const size_t  size    = ggml_nbytes(w.tensor);
@@ -63,7 +63,7 @@ void llama_skip_files::init(const llama_model_loader & ml, llama_skip & skip) {
     const ggml_init_params params = { n_tensors * ggml_tensor_overhead(), nullptr, /*no_alloc*/ true };
     shapes.reset(ggml_init(params), ggml_free);
     for (const auto & [name, w] : ml.weights_map) {
-        if (llama_skip_tensor(skip, name)) {
+        if (llama_skip_matrix(skip, name, ggml_n_dims(w.tensor))) {
             ggml_set_name(ggml_dup_tensor(shapes.get(), w.tensor), name.c_str());
         }
     }

@@ -69,7 +69,7 @@ void llama_skip_load(llama_model_loader & ml, llama_model & model) {
             set.bypasses->read_data(); // before any weight
         }
     }
-    std::string text = llama_skip_summary(hparams.skip, hparams.n_layer());
+    std::string text = llama_skip_summary(hparams.skip, hparams);
     if (hparams.skip.disk.any() && !ml.use_mmap) {
         text += ", whatever the load mode";
     }

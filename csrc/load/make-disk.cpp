@@ -27,7 +27,7 @@ static float parse_idle(const llama_skip_spec & spec, const llama_skip_names & n
 
 void llama_skip_disk_parse(const llama_skip_spec & spec, const llama_skip_names & names) {
     if (!spec.disk.empty()) {
-        llama_skip_parse_layers(names.disk, spec.disk);
+        llama_skip_parse_blocks(names.disk, spec.disk);
     }
     if (!spec.disk_scale.empty()) {
         parse_scale(spec, names);
@@ -106,7 +106,7 @@ void llama_skip_disk_make(const llama_hparams & hparams, llm_arch arch, const ll
     const int32_t   n_file = hparams.n_layer() / skip.model.n_loop;
     llama_skip_mask blocks;
     if (!spec.disk.empty()) {
-        blocks = llama_skip_named_layers(names.disk, llama_skip_parse_layers(names.disk, spec.disk), n_file);
+        blocks = llama_skip_named_layers(names.disk, llama_skip_parse_blocks(names.disk, spec.disk), n_file);
     }
     if (!spec.disk_scale.empty()) {
         resolve_scale(spec, names, blocks, skip);
@@ -132,6 +132,9 @@ void llama_skip_disk_make(const llama_hparams & hparams, llm_arch arch, const ll
     }
     skip.disk.blocks = llama_skip_every_loop(blocks & ~out, n_file, skip.model.n_loop);
     skip.out |= llama_skip_every_loop(out, n_file, skip.model.n_loop);
+    for (auto & half : skip.half) {
+        half &= ~skip.out;
+    }
     if (skip.n_kept(0, hparams.n_layer()) == 0) {
         throw std::invalid_argument(names.disk_scale + ": with a scale of 0 every block is left out, one has to stay");
     }

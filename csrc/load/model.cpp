@@ -6,6 +6,7 @@
 #include "llama-model-loader.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cstring>
 
 // the value of a tensor with one element, 1 where the file has none
@@ -26,6 +27,25 @@ static float read_factor(llama_model_loader & ml, const std::string & name) {
     return value;
 }
 
+static bool is_of_state(const std::string & name) {
+    const auto parts = { ".ssm_", ".time_mix_", ".indexer", ".attn_compressor" };
+    return std::any_of(
+        parts.begin(), parts.end(), [&](const char * part) { return name.find(part) != std::string::npos; });
+}
+
+static void read_halves(const llama_model_loader & ml, llama_skip_model & facts) {
+    for (const auto & [name, w] : ml.weights_map) {
+        const int32_t il   = llama_skip_block_of(name);
+        const int     half = llama_skip_half_of(name, ggml_n_dims(w.tensor));
+        if (il >= 0 && half >= 0) {
+            facts.present[half].set(il);
+        }
+        if (il >= 0 && is_of_state(name)) {
+            facts.stateful.set(il);
+        }
+    }
+}
+
 void llama_skip_read_model(llama_model_loader & ml, llama_model & model) {
     auto &     hparams = model.hparams;
     auto &     facts   = hparams.skip.model;
@@ -41,6 +61,7 @@ void llama_skip_read_model(llama_model_loader & ml, llama_model & model) {
     if (arch.loops != nullptr) {
         arch.loops(model, facts);
     }
+    read_halves(ml, facts);
 }
 
 int32_t llama_skip_n_positions(const llama_model & model) {

@@ -75,16 +75,50 @@ static std::string why_str(const llama_skip & skip, const std::string & layers) 
            (skip.origin.other_weights ? std::string("\n") + llama_skip_other_weights : "");
 }
 
-std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer) {
-    const std::string disk = llama_skip_disk_summary(skip, n_layer);
+// "1 attention", "2 attentions"
+static std::string count_str(size_t n, const std::string & what) {
+    return n == 0 ? "" : std::to_string(n) + " " + what + (n > 1 ? "s" : "");
+}
+
+// " (2 blocks, 1 attention)" where halves are left out
+static std::string counts_str(const llama_skip & skip, int32_t n_layer) {
+    const auto count = [&](const llama_skip_mask & blocks) {
+        return skip.file_blocks(blocks, n_layer).count();
+    };
+    std::string text;
+    for (const std::string & part :
+        { count_str(count(skip.out), "block"), count_str(count(skip.half[LLAMA_SKIP_MIXER]), "attention"),
+            count_str(count(skip.half[LLAMA_SKIP_FFN]), "feed-forward") }) {
+        text += (text.empty() || part.empty() ? "" : ", ") + part;
+    }
+    return skip.any_half() ? " (" + text + ")" : "";
+}
+
+// KiB that the cache would hold of each token, as F16
+static double kv_size(const llama_skip & skip, const llama_hparams & hparams) {
+    uint64_t n = 0;
+    for (int32_t il = 0; il < (int32_t) hparams.n_layer() && hparams.causal_attn; ++il) {
+        const bool has_cache = hparams.n_layer_kv_from_start < 0 || il < hparams.n_layer_kv_from_start;
+        if (skip.no_cache()[il] && has_cache && !hparams.is_recr(il)) {
+            n += hparams.n_embd_k_gqa(il) + (hparams.is_mla() ? 0 : hparams.n_embd_v_gqa(il));
+        }
+    }
+    return n * sizeof(uint16_t) / 1024.0;
+}
+
+std::string llama_skip_summary(const llama_skip & skip, const llama_hparams & hparams) {
+    const int32_t     n_layer = hparams.n_layer();
+    const std::string disk    = llama_skip_disk_summary(skip, n_layer);
     if (!skip.any()) {
         return disk;
     }
-    const std::string layers = llama_skip_layers_str(skip.file_blocks(n_layer));
+    const std::string layers = llama_skip_set_str(skip, n_layer);
     const std::string scale  = llama_skip_scale_str(skip);
     const std::string bypass = llama_skip_bypass_str(skip);
-    return format("skip: blocks %s left out%s%s, %d of %d kept, %.2f MiB not loaded; %s%s%s%s%s%s", layers.c_str(),
-        scale.empty() ? "" : ", scale ", scale.c_str(), skip.n_kept(0, n_layer / skip.model.n_loop),
-        n_layer / skip.model.n_loop, skip.n_bytes / 1024.0 / 1024.0, bypass.empty() ? "" : "bypass ", bypass.c_str(),
-        bypass.empty() ? "" : "; ", why_str(skip, layers).c_str(), disk.empty() ? "" : "\n", disk.c_str());
+    return format("skip: blocks %s left out%s%s%s, %d of %d kept, %.2f MiB not loaded, %.2f KiB less KV a token (F16); "
+                  "%s%s%s%s%s%s",
+        layers.c_str(), counts_str(skip, n_layer).c_str(), scale.empty() ? "" : ", scale ", scale.c_str(),
+        skip.n_kept(0, n_layer / skip.model.n_loop), n_layer / skip.model.n_loop, skip.n_bytes / 1024.0 / 1024.0,
+        kv_size(skip, hparams), bypass.empty() ? "" : "bypass ", bypass.c_str(), bypass.empty() ? "" : "; ",
+        why_str(skip, layers).c_str(), disk.empty() ? "" : "\n", disk.c_str());
 }

@@ -6,6 +6,7 @@
 #include "set/overrides.h"
 #include "set/skip.h"
 
+struct llama_hparams;
 struct llama_model;
 
 // what is left out, with the owner of its bypasses, null where there are none
@@ -26,6 +27,6 @@ llama_skip_set llama_skip_resolve(
 // the line about a plan of other weights
 extern const char * const llama_skip_other_weights;
 
-// one line for the log: which blocks, how many are kept, what was not loaded; a second one about a plan of other
-// weights
-std::string llama_skip_summary(const llama_skip & skip, int32_t n_layer);
+// one line for the log: which blocks and halves, how many blocks are kept, what was not loaded; a second one about a
+// plan of other weights
+std::string llama_skip_summary(const llama_skip & skip, const llama_hparams & hparams);

@@ -160,8 +160,9 @@ static auto with_header(const std::string & path, Read && read) {
 llama_skip_identity llama_skip_identify(const std::string & path, std::vector<llama_skip_file_tensor> & tensors) {
     return with_header(path, [&](llama_model_loader & ml) {
         for (const auto & [name, w] : ml.weights_map) {
-            tensors.push_back(
-                { name, ggml_type_name(w.tensor->type), ggml_nbytes(w.tensor), llama_skip_block_of(name) });
+            const int half = llama_skip_half_of(name, ggml_n_dims(w.tensor));
+            tensors.push_back({ name, ggml_type_name(w.tensor->type), ggml_nbytes(w.tensor), llama_skip_block_of(name),
+                half < 0 ? "" : llama_skip_half_names[half] });
         }
         return llama_skip_identify(ml);
     });

@@ -26,7 +26,8 @@ struct llama_skip_file_tensor {
     std::string name;
     std::string type;
     uint64_t    n_bytes;
-    int32_t     il; // its block, -1 for a tensor of none
+    int32_t     il;   // its block, -1 for a tensor of none
+    std::string half; // what goes with this half of it, empty: what goes with the block alone
 };
 
 // of a loader that has read the header; throws std::runtime_error

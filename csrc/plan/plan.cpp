@@ -1,7 +1,9 @@
 #include "plan/plan.h"
 
+#include "plan/file.h"
 #include "plan/identity.h"
-#include "plan/read.h"
+#include "plan/named.h"
+#include "plan/path.h"
 
 #include "llama-hparams.h"
 #include "llama-model-loader.h"
@@ -116,13 +118,14 @@ static gguf_context_ptr open_sidecar(const std::string & path_model, std::string
     return meta;
 }
 
-static size_t count_blocks(const plan_request & request, int32_t n_layer) {
+static llama_skip_part part_of(const plan_request & request, int32_t n_layer) {
     const int64_t share = request.millionths * n_layer / (100 * 1000000);
     const int64_t n     = request.n_blocks > 0 ? request.n_blocks : std::max<int64_t>(share, 1);
     if (n >= n_layer) {
         throw std::runtime_error("the model has " + std::to_string(n_layer) + " blocks, at least one has to stay");
     }
-    return n;
+    const double exact = request.n_blocks > 0 ? (double) n / n_layer : request.millionths / 1e8;
+    return { (size_t) n, exact };
 }
 
 static llama_skip_plan find(const plan_request & request, const llama_skip_identity & model, llama_model_loader & ml,
@@ -139,8 +142,8 @@ static llama_skip_plan find(const plan_request & request, const llama_skip_ident
     if (sidecar) {
         sources.push_back({ sidecar.get(), path });
     }
-    return request.name.empty() ? llama_skip_read_path(sources, model, count_blocks(request, n_layer), n_layer)
-                                : llama_skip_read_plan(sources, model, request.name);
+    return request.name.empty() ? llama_skip_read_path(sources, model, part_of(request, n_layer), n_layer)
+                                : llama_skip_read_named(sources, model, request.name);
 }
 
 llama_skip_plan llama_skip_find_plan(

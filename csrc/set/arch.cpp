@@ -11,7 +11,7 @@
 
 // Gemma 3n and 4: the last block with a cache of each kind also serves those behind it that have none.
 static std::string shared_cache(const llama_hparams & hparams, const llama_skip & skip) {
-    const llama_skip_mask & out = skip.out;
+    const llama_skip_mask out = skip.no_cache();
 
     const int32_t from = hparams.n_layer_kv_from_start;
     for (int32_t il = from; from >= 0 && il < (int32_t) hparams.n_layer(); ++il) {
@@ -26,7 +26,7 @@ static std::string shared_cache(const llama_hparams & hparams, const llama_skip 
 // GLM-5.2, GLM-5-Next, HunYuan V4: an attention block without an indexer attends to what the last indexer before it
 // chose.
 static std::string shared_indexer(const llama_hparams & hparams, const llama_skip & skip, bool has_recurrent) {
-    const llama_skip_mask & out = skip.out;
+    const llama_skip_mask out = skip.no_cache();
 
     int32_t owner = -1;
     for (int32_t il = 0; il < (int32_t) hparams.n_layer(); ++il) {
@@ -66,11 +66,11 @@ static std::string hy_indexer(const llama_hparams & hparams, const llama_skip & 
 }
 
 static std::string first_values(const llama_hparams &, const llama_skip & skip) {
-    return skip.out[0] ? "later blocks mix the values of block 0 into their own" : "";
+    return skip.no_cache()[0] ? "later blocks mix the values of block 0 into their own" : "";
 }
 
 static std::string first_bias(const llama_hparams &, const llama_skip & skip) {
-    return skip.out[0] ? "later blocks use the relative position bias of block 0" : "";
+    return skip.no_cache()[0] ? "later blocks use the relative position bias of block 0" : "";
 }
 
 static std::string loop_norm(const llama_hparams & hparams, const llama_skip & skip) {
@@ -92,6 +92,8 @@ static void nanbeige_loops(const llama_model & model, llama_skip_model & facts) 
     facts.n_loop        = looped.n_loops;
     facts.loop_norm     = looped.n_loops > 1 && !looped.skip_loop_final_norm;
 }
+
+static const char * const own_products = "its products are not those of other architectures";
 
 static bool is_tested(llm_arch arch) {
     const char * name = llm_arch_name(arch);
@@ -126,6 +128,13 @@ llama_skip_arch llama_skip_arch_of(llm_arch arch) {
             res.set_refusal   = shared_cache;
             res.factor_tensor = "layer_output_scale.weight";
             break;
+        case LLM_ARCH_BAILINGMOE3:
+            res.half_refusal[LLAMA_SKIP_MIXER] = own_products;
+            break;
+        case LLM_ARCH_GRANITE_SWITCH:
+            res.half_refusal[LLAMA_SKIP_MIXER] = own_products;
+            res.half_refusal[LLAMA_SKIP_FFN]   = own_products;
+            break;
         case LLM_ARCH_GLM_DSA:
             res.set_refusal = glm_indexer;
             break;
@@ -136,7 +145,9 @@ llama_skip_arch llama_skip_arch_of(llm_arch arch) {
             res.set_refusal = hy_indexer;
             break;
         case LLM_ARCH_KIMI_K3:
-            res.set_refusal = checkpoint;
+            res.set_refusal                    = checkpoint;
+            res.half_refusal[LLAMA_SKIP_MIXER] = own_products;
+            res.half_refusal[LLAMA_SKIP_FFN]   = own_products;
             break;
         case LLM_ARCH_RWKV6:
             res.rescale = 0.5f;

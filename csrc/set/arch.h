@@ -17,6 +17,9 @@ struct llama_skip_arch {
     // why no block can be left out, null where they can
     const char * refusal = nullptr;
 
+    // why this half of no block can go alone, null where it may
+    const char * half_refusal[LLAMA_SKIP_N_HALVES] = {};
+
     // why this set cannot, empty where it can
     std::string (*set_refusal)(const llama_hparams & hparams, const llama_skip & skip) = nullptr;
 

@@ -14,8 +14,9 @@ bool llama_skip::has_bypass(int32_t il) const {
     const auto changed = [](float a) {
         return a != 1.0f;
     };
-    return gap_begins(il) && (bypass[il] != nullptr || changed(scale[il]) ||
-                                 std::any_of(model.factor.begin() + il, model.factor.begin() + gap_end(il), changed));
+    return bypass[il] != nullptr ||
+           (gap_begins(il) && (changed(scale[il]) ||
+                                  std::any_of(model.factor.begin() + il, model.factor.begin() + gap_end(il), changed)));
 }
 
 llama_skip_mask llama_skip::file_blocks(const llama_skip_mask & blocks, int32_t n_layer) const {
@@ -59,7 +60,30 @@ int32_t llama_skip::gap_end(int32_t il) const {
     return il;
 }
 
+int32_t llama_skip::gap_size(int32_t il) const {
+    if (gap_begins(il)) {
+        return gap_end(il) - il;
+    }
+    const bool behind_half = il > 0 && !out[il] && (half[LLAMA_SKIP_MIXER] | half[LLAMA_SKIP_FFN])[il - 1];
+    return behind_half ? 0 : -1;
+}
+
+llama_skip llama_skip_added(const llama_skip & loaded, const llama_skip & skip) {
+    llama_skip res;
+    res.out = skip.out & ~loaded.out;
+    for (int half = 0; half < LLAMA_SKIP_N_HALVES; ++half) {
+        res.half[half] = skip.half[half] & ~loaded.half[half];
+    }
+    return res;
+}
+
 bool llama_skip_tensor(const llama_skip & skip, const std::string & name) {
     const int32_t il = llama_skip_block_of(name);
     return il >= 0 && skip.out[il];
+}
+
+bool llama_skip_matrix(const llama_skip & skip, const std::string & name, int n_dims) {
+    const int32_t il   = llama_skip_block_of(name);
+    const int     half = llama_skip_half_of(name, n_dims);
+    return il >= 0 && (skip.out[il] || (half >= 0 && skip.half[half][il]));
 }

@@ -5,8 +5,10 @@
 
 #include "set/blocks.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <iterator>
 #include <type_traits>
 
 struct llama_skip_bypass_tensors; // bypass/bypass.h
@@ -19,6 +21,9 @@ struct llama_skip_model {
     // not
     int32_t n_loop    = 1;
     bool    loop_norm = false;
+
+    llama_skip_mask present[LLAMA_SKIP_N_HALVES]; // the blocks that have this half
+    llama_skip_mask stateful;                     // those whose mixer keeps more than keys and values
 
     llama_skip_model() { factor.fill(1.0f); }
 };
@@ -46,7 +51,8 @@ struct llama_skip_disk {
 
 // the blocks left out, and the bypass of each gap, by the index of the gap's first block
 struct llama_skip {
-    llama_skip_mask                          out;
+    llama_skip_mask out;
+    llama_skip_mask half[LLAMA_SKIP_N_HALVES];            // of blocks that run: it adds zeros to the stream
     std::array<float, LLAMA_SKIP_MAX_LAYERS> scale;       // y = scale*x, 1 is the identity
     uint64_t                                 n_bytes = 0; // weights that were not loaded
 
@@ -62,12 +68,19 @@ struct llama_skip {
 
     llama_skip() { scale.fill(1.0f); }
 
-    bool any() const { return out.any(); }
+    bool any_half() const { return half[LLAMA_SKIP_MIXER].any() || half[LLAMA_SKIP_FFN].any(); }
+    bool any() const { return out.any() || any_half(); }
+
+    // the blocks that write no cache; a feed-forward leaves the cache whole
+    llama_skip_mask no_cache() const { return out | half[LLAMA_SKIP_MIXER]; }
+
+    // the blocks of which nothing runs
+    llama_skip_mask empty() const { return out | (half[LLAMA_SKIP_MIXER] & half[LLAMA_SKIP_FFN]); }
 
     // nothing left out, but what the model says about its blocks
     llama_skip model_only() const;
 
-    // whether the stream is changed in the gap that begins at il
+    // whether the stream is changed in the gap that begins at il, or there for a half
     bool has_bypass(int32_t il) const;
 
     // those of the first loop
@@ -88,13 +101,24 @@ struct llama_skip {
     // one past the last block of the gap that begins at il
     int32_t gap_end(int32_t il) const;
 
+    // The blocks of what a bypass at il stands for: those of the gap that begins there, 0 for what the block before
+    // leaves out, -1 for nothing.
+    int32_t gap_size(int32_t il) const;
+
     bool operator==(const llama_skip & other) const {
-        return out == other.out && scale == other.scale && bypass == other.bypass;
+        return out == other.out && std::equal(std::begin(half), std::end(half), std::begin(other.half)) &&
+               scale == other.scale && bypass == other.bypass;
     }
     bool operator!=(const llama_skip & other) const { return !(*this == other); }
 };
+
+// what `skip` leaves out beyond `loaded`
+llama_skip llama_skip_added(const llama_skip & loaded, const llama_skip & skip);
 
 static_assert(std::is_trivially_copyable<llama_skip>::value, "llama_hparams has to stay trivially copyable");
 
 // whether the tensor `name` belongs to a block that is left out
 bool llama_skip_tensor(const llama_skip & skip, const std::string & name);
+
+// whether it belongs to one, or is a matrix of a half that is
+bool llama_skip_matrix(const llama_skip & skip, const std::string & name, int n_dims);

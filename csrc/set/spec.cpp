@@ -49,6 +49,16 @@ bool llama_skip_is_plan(const std::string & text) {
     return text.compare(0, 5, "auto:") == 0 || text.compare(0, 1, "@") == 0;
 }
 
+static bool read_half(const std::string & s, size_t & pos, int & half) {
+    for (half = 0; half < LLAMA_SKIP_N_HALVES; ++half) {
+        if (s.compare(pos, std::string::npos, llama_skip_half_names[half]) == 0) {
+            pos = s.size();
+            return true;
+        }
+    }
+    return false;
+}
+
 llama_skip_ranges llama_skip_parse_layers(const std::string & name, const std::string & spec) {
     llama_skip_ranges ranges;
     if (spec == "none") {
@@ -71,8 +81,12 @@ llama_skip_ranges llama_skip_parse_layers(const std::string & name, const std::s
                 ok = read_number(item, ++pos, r.step);
             }
         }
+        if (ok && pos < item.size() && item[pos] == ':') {
+            ok = read_half(item, ++pos, r.half);
+        }
         if (!ok || pos != item.size()) {
-            fail(name, "malformed item '" + item + "', expected N, N-M or N-M+STEP");
+            fail(name, "malformed item '" + item +
+                           "', expected N, N-M or N-M+STEP, with :attn or :ffn behind it for a half of the blocks");
         }
         if (r.last < r.first) {
             fail(name, "reversed range '" + item + "', did you mean " + std::to_string(r.last) + "-" +
@@ -82,6 +96,16 @@ llama_skip_ranges llama_skip_parse_layers(const std::string & name, const std::s
             fail(name, "step 0 in '" + item + "', the step has to be at least 1");
         }
         ranges.push_back(r);
+    }
+    return ranges;
+}
+
+llama_skip_ranges llama_skip_parse_blocks(const std::string & name, const std::string & spec) {
+    const llama_skip_ranges ranges = llama_skip_parse_layers(name, spec);
+    for (const auto & r : ranges) {
+        if (r.half >= 0) {
+            fail(name, "'" + spec + "' names halves of blocks, expected whole ones");
+        }
     }
     return ranges;
 }
@@ -155,26 +179,30 @@ llama_skip_scales llama_skip_parse_scale(
     return scales;
 }
 
-llama_skip_mask llama_skip_named_layers(const std::string & name, const llama_skip_ranges & ranges, int32_t n_layer) {
+llama_skip_mask llama_skip_named_layers(
+    const std::string & name, const llama_skip_ranges & ranges, int32_t n_layer, int half) {
     llama_skip_mask mask;
     for (const auto & r : ranges) {
         if (r.last >= n_layer) {
             fail(name, "block " + std::to_string(r.last) + " is out of range, the model has blocks 0-" +
                            std::to_string(n_layer - 1));
         }
-        for (int64_t il = r.first; il <= r.last; il += r.step) {
+        for (int64_t il = r.first; il <= r.last && r.half == half; il += r.step) {
             mask.set(il);
         }
     }
     return mask;
 }
 
-llama_skip_mask llama_skip_resolve_layers(const std::string & name, const llama_skip_ranges & ranges, int32_t n_layer) {
-    const llama_skip_mask mask = llama_skip_named_layers(name, ranges, n_layer);
-    if (n_layer > 0 && (int32_t) mask.count() == n_layer) {
+void llama_skip_resolve_layers(
+    const std::string & name, const llama_skip_ranges & ranges, int32_t n_layer, llama_skip & skip) {
+    skip.out = llama_skip_named_layers(name, ranges, n_layer);
+    for (int half = 0; half < LLAMA_SKIP_N_HALVES; ++half) {
+        skip.half[half] = llama_skip_named_layers(name, ranges, n_layer, half) & ~skip.out;
+    }
+    if (n_layer > 0 && (int32_t) skip.empty().count() == n_layer) {
         fail(name, "every block is left out, at least one of blocks 0-" + std::to_string(n_layer - 1) + " has to stay");
     }
-    return mask;
 }
 
 void llama_skip_resolve_scale(const std::string & name, const llama_skip_scales & scales, llama_skip & skip) {
@@ -182,12 +210,12 @@ void llama_skip_resolve_scale(const std::string & name, const llama_skip_scales 
         if (s.first >= 0) {
             if (s.first >= LLAMA_SKIP_MAX_LAYERS || !skip.gap_begins(s.first)) {
                 fail(name, "no gap begins at block " + std::to_string(s.first) + ", the blocks left out are " +
-                               (skip.any() ? llama_skip_layers_str(skip.out) : "none"));
+                               (skip.out.any() ? llama_skip_layers_str(skip.out) : "none"));
             }
             skip.scale[s.first] = s.second;
             continue;
         }
-        if (!skip.any()) {
+        if (!skip.out.any()) {
             fail(name, "no block is left out, so there is no gap to scale");
         }
         for (int32_t il = 0; il < LLAMA_SKIP_MAX_LAYERS; ++il) {
@@ -198,7 +226,7 @@ void llama_skip_resolve_scale(const std::string & name, const llama_skip_scales 
     }
 }
 
-std::string llama_skip_layers_str(const llama_skip_mask & mask) {
+std::string llama_skip_layers_str(const llama_skip_mask & mask, const std::string & end) {
     std::string text;
     for (size_t il = 0; il < mask.size(); ++il) {
         if (!mask[il]) {
@@ -212,7 +240,18 @@ std::string llama_skip_layers_str(const llama_skip_mask & mask) {
         if (last > il) {
             text += "-" + std::to_string(last);
         }
+        text += end;
         il = last;
+    }
+    return text;
+}
+
+std::string llama_skip_set_str(const llama_skip & skip, int32_t n_layer) {
+    std::string text = llama_skip_layers_str(skip.file_blocks(skip.out, n_layer));
+    for (int half = 0; half < LLAMA_SKIP_N_HALVES; ++half) {
+        const std::string part = llama_skip_layers_str(
+            skip.file_blocks(skip.half[half], n_layer), std::string(":") + llama_skip_half_names[half]);
+        text += (text.empty() || part.empty() ? "" : ",") + part;
     }
     return text;
 }

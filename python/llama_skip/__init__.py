@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llama_skip.model.state import LlamaState
     from llama_skip.plan.annotate import Annotated, annotate_model
     from llama_skip.plan.bypass import Bypass
-    from llama_skip.plan.choose import plan_blocks, plan_memory, plan_speed
+    from llama_skip.plan.choose import plan_blocks, plan_kv, plan_memory, plan_speed
     from llama_skip.plan.file import Plan, read_plan, write_plan
     from llama_skip.plan.imports import import_plan
     from llama_skip.report.report import write_report
@@ -69,6 +69,7 @@ _HOMES = {
     "identify": "files.identity",
     "import_plan": "plan.imports",
     "plan_blocks": "plan.choose",
+    "plan_kv": "plan.choose",
     "plan_memory": "plan.choose",
     "plan_speed": "plan.choose",
     "read_evaluation": "eval.file",
@@ -113,6 +114,7 @@ __all__ = [
     "identify",
     "import_plan",
     "plan_blocks",
+    "plan_kv",
     "plan_memory",
     "plan_speed",
     "read_evaluation",

@@ -234,7 +234,7 @@ def test_the_size_and_the_log(ours: Build, tiny: Path, tmp_path: Path) -> None:
     assert skipped == left_out
     mib = n_bytes / 2**20
     assert said == f"affine at 0, linear (rank 32) at 2, {mib:.2f} MiB"
-    assert f"MiB not loaded; bypass {said}; chosen by @" in log
+    assert f"KV a token (F16); bypass {said}; chosen by @" in log
     assert f"bypass buffer size = {mib:8.2f} MiB" in log
 
 

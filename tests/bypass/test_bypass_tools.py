@@ -49,9 +49,8 @@ def test_one_line_says_what_stands_in_the_gaps(
     done = complete(ours, tiny, "--skip-layers", plan, "-fit", fit)
     assert done.returncode == 0, done.stderr[-3000:]
     mib = sum(t.size for t in of_blocks(tiny, [1, 2])) / 2**20
-    line = (
-        f"skip: blocks 1-2 left out, 2 of 4 kept, {mib:.2f} MiB not loaded; bypass {said}; chosen by {plan}"
-    )
+    size = f"{mib:.2f} MiB not loaded, 0.25 KiB less KV a token (F16)"
+    line = f"skip: blocks 1-2 left out, 2 of 4 kept, {size}; bypass {said}; chosen by {plan}"
     assert done.stderr.count(line) == 1
     assert ours.run("llama-fit-params", "-m", tiny, "-c", 128, "--skip-layers", plan).stderr.count(line) == 1
 

@@ -35,7 +35,9 @@ def rms_norm(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return rows / np.sqrt((rows.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * weight
 
 
-@pytest.mark.parametrize("layers", [None, "0-1,13-14,29"])
+@pytest.mark.parametrize(
+    "layers", [None, "0-1,13-14,29", "14,0-1:attn,13:ffn", "0-1,28,2-3:attn,29:attn,0:ffn"]
+)
 def test_the_stream_from_the_embedding_to_the_logits(
     make: Any, smollm2: Path, tokens: list[int], layers: str | None
 ) -> None:
@@ -54,6 +56,13 @@ def test_the_stream_from_the_embedding_to_the_logits(
     expected = normed @ embedding.astype(np.float64).T
     error = np.abs(llm.logits(tokens[:12]) - expected)
     assert error.max() < 0.02 * expected.std() * 5
+
+
+def test_a_block_without_both_halves_adds_nothing(make: Any, tokens: list[int]) -> None:
+    found = make(hidden_states=True, skip_layers="3:attn,3:ffn").hidden_states(tokens[:12])
+    assert found.blocks == list(range(30))
+    changed = [not np.array_equal(x, y) for x, y in zip(found.inputs, found.outputs, strict=True)]
+    assert changed == [il != 3 for il in range(30)]
 
 
 def test_hidden_states_do_not_change_the_logits_or_what_follows(make: Any, tokens: list[int]) -> None:

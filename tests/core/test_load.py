@@ -14,16 +14,16 @@ import pytest
 
 from comparison.builds import Build
 from comparison.libllama import Library, Override
-from comparison.oracle import TensorInfo, expand, logits, of_blocks, skip, tensors
+from comparison.oracle import TensorInfo, left_out, logits, skip, tensors
 
-SETS = ["13-14,25", "0", "29", "0-29+2", "1-28"]
+SETS = ["13-14,25", "0", "29", "0-29+2", "1-28", "25,13-14:attn,0-20:ffn"]
 PAGE = mmap.PAGESIZE
 
 
-def runs(left_out: Iterable[TensorInfo]) -> list[tuple[int, int]]:
+def runs(gone: Iterable[TensorInfo]) -> list[tuple[int, int]]:
     """The byte ranges of tensors of which nothing but padding lies between."""
     merged: list[tuple[int, int]] = []
-    for t in sorted(left_out, key=lambda t: t.offset):
+    for t in sorted(gone, key=lambda t: t.offset):
         if merged and t.offset - merged[-1][1] < 32:
             merged[-1] = (merged[-1][0], t.end)
         else:
@@ -54,9 +54,9 @@ def test_load_mode_none_reads_no_byte_of_what_is_left_out(ours: Build, smollm2: 
     full = ours.worker.call(bytes_read, smollm2, {}, "none")
     less = ours.worker.call(bytes_read, smollm2, skip(spec), "none")
     assert full >= sum(t.size for t in tensors(smollm2))
-    left_out = runs(of_blocks(smollm2, expand(spec)))
+    gone = runs(left_out(smollm2, spec))
     # stdio fills its buffer of 4096 bytes behind a tensor that ends where the next is not read
-    assert full - less >= sum(last - first for first, last in left_out) - 4096 * len(left_out)
+    assert full - less >= sum(last - first for first, last in gone) - 4096 * len(gone)
 
 
 @pytest.mark.parametrize("spec", SETS)
@@ -64,11 +64,10 @@ def test_load_mode_dio_reads_no_byte_of_what_is_left_out(ours: Build, smollm2: P
     full = ours.worker.call(bytes_read, smollm2, {}, "dio")
     less = ours.worker.call(bytes_read, smollm2, skip(spec), "dio")
     step = os.stat(smollm2).st_blksize
-    kept = [t for t in tensors(smollm2) if t.block not in expand(spec)]
+    gone = left_out(smollm2, spec)
+    kept = [t for t in tensors(smollm2) if t not in gone]
     # each tensor is read from and to a multiple of the block size, what is not a tensor is metadata in both
-    aligned = sum(
-        -(-t.end // step) * step - t.offset // step * step for t in of_blocks(smollm2, expand(spec))
-    )
+    aligned = sum(-(-t.end // step) * step - t.offset // step * step for t in gone)
     assert full - less == pytest.approx(aligned, abs=step)
     metadata = tensors(smollm2)[0].offset
     assert less <= metadata + sum(t.size + 2 * step for t in kept) + 2 * step
@@ -124,19 +123,19 @@ def test_with_mmap_what_is_left_out_is_never_resident(
     path = smollm2.resolve()
     args = (path, tokens, skip(spec), load_mode)
     after_load, after_tokens, locked = ours.worker.fresh(resident_after, *args)
-    left_out = runs(of_blocks(path, expand(spec)))
+    gone = left_out(path, spec)
     for pages in (after_load, after_tokens):
-        for first, last in left_out:
+        for first, last in runs(gone):
             first, last = inwards(first, last, PAGE)
             assert not any(pages.get(page, False) for page in range(first // PAGE, last // PAGE))
     # what is kept is all there after the load already, as upstream's populated mapping is
-    kept = [t for t in tensors(path) if t.block not in expand(spec)]
+    kept = [t for t in tensors(path) if t not in gone]
     for t in kept:
         assert all(after_load[page] for page in range(t.offset // PAGE, -(-t.end // PAGE))), t.name
     if load_mode == "mmap+mlock":
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
         n_kept = sum(t.size for t in kept)
-        assert locked * 1024 <= n_kept + (2 * len(left_out) + 2) * PAGE + tensors(path)[0].offset
+        assert locked * 1024 <= n_kept + (2 * len(runs(gone)) + 2) * PAGE + tensors(path)[0].offset
         if limit == resource.RLIM_INFINITY or limit > 2 * n_kept or os.geteuid() == 0:
             assert locked * 1024 >= n_kept
 
@@ -159,8 +158,8 @@ def test_split_files(
     parts = sorted(tmp_path.glob("*.gguf"))
     assert len(parts) >= 2
     # among the sets is one whose blocks fill a part on their own
-    for spec in ("13-14,25", "0-12", "1-28"):
-        expected = stock.worker.call(logits, zeroed(expand(spec)), tokens[:20])  # type: ignore[operator]
+    for spec in ("13-14,25", "0-12", "1-28", "3,13-20:attn,4-6:ffn"):
+        expected = stock.worker.call(logits, zeroed(spec), tokens[:20])  # type: ignore[operator]
         for mode in ("mmap", "none"):
             found = ours.worker.call(logits, parts[0], tokens[:20], skip(spec), load_mode=mode)
             assert np.array_equal(found, expected), (spec, mode)

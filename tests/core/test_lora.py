@@ -12,7 +12,7 @@ from support.adapters import lora_file, names_of, rows
 
 from comparison.builds import Build
 from comparison.libllama import LlamaError
-from comparison.oracle import expand, skip
+from comparison.oracle import expand, left_out, skip
 
 OUT = "13-14,25"
 # what these write meets the stream through OUTPUTS
@@ -20,19 +20,27 @@ INSIDE = ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")
 OUTPUTS = ("attn_output", "ffn_down")
 
 
+@pytest.mark.parametrize("spec", [OUT, "25,13-14:attn,3:ffn,14:ffn"])
 @pytest.mark.parametrize("where", ["load", "mask"])
-def test_lora_of_kept_and_left_out_blocks(
-    stock: Build, ours: Build, smollm2: Path, tokens: list[int], tmp_path: Path, zeroed: Any, where: str
+def test_lora_of_what_is_kept_and_left_out(
+    stock: Build,
+    ours: Build,
+    smollm2: Path,
+    tokens: list[int],
+    tmp_path: Path,
+    zeroed: Any,
+    where: str,
+    spec: str,
 ) -> None:
-    out = expand(OUT)
-    kept = [il for il in range(30) if il not in out]
+    gone = {t.name for t in left_out(smollm2, spec)}
     whole = lora_file(smollm2, tmp_path / "whole.gguf", names_of(range(30), (*INSIDE, *OUTPUTS)))
-    # what an adapter adds to a zero output matrix is not zero: the zeroed file gets these of kept blocks only
-    same = names_of(range(30), INSIDE) + names_of(kept, OUTPUTS)
+    # what an adapter adds to a zero output matrix is not zero: the zeroed file gets none of those
+    outputs = [name for name in names_of(range(30), OUTPUTS) if name not in gone]
+    same = names_of(range(30), INSIDE) + outputs
     for_zeroed = lora_file(smollm2, tmp_path / "zeroed.gguf", same)
 
-    expected, _ = stock.worker.call(rows, zeroed(out), tokens[:20], lora=for_zeroed)
-    how: dict[str, Any] = {"overrides": skip(OUT)} if where == "load" else {"mask": OUT}
+    expected, _ = stock.worker.call(rows, zeroed(spec), tokens[:20], lora=for_zeroed)
+    how: dict[str, Any] = {"overrides": skip(spec)} if where == "load" else {"mask": spec}
     found, _ = ours.worker.call(rows, smollm2, tokens[:20], lora=whole, **how)
     assert np.array_equal(found, expected)
     assert not np.array_equal(found, ours.worker.call(rows, smollm2, tokens[:20], **how)[0])

@@ -13,44 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.shared.masks import REFUSED, Steps, across_files, across_masks
 
 from comparison.builds import Build
 from comparison.libllama import Context, Library, LlamaError, Override
 from comparison.oracle import expand, logits, skip
-
-REFUSED = "llama_decode returned -1"
-Steps = Sequence[tuple[str | None, slice]]
-
-
-def across_files(
-    lib: Library, files: dict[str | None, Path], tokens: list[int], steps: Steps, flash: str
-) -> list[np.ndarray]:
-    """Decode each step with the file of its mask, every time from the state that the last one left."""
-    found, state = [], b""
-    for mask, part in steps:
-        model = lib.model(files[mask])
-        ctx = model.context(flash=flash)
-        if state:
-            assert ctx.restore("data", Path(), state)
-        found.append(ctx.decode(tokens[part]))
-        state = ctx.save("data", Path())
-        ctx.close()
-        model.close()
-    return found
-
-
-def across_masks(
-    lib: Library, path: Path, tokens: list[int], steps: Steps, flash: str, overrides: Override = ()
-) -> list[np.ndarray]:
-    model = lib.model(path, overrides)
-    ctx = model.context(flash=flash)
-    found = []
-    for mask, part in steps:
-        ctx.mask(mask)
-        found.append(ctx.decode(tokens[part]))
-    ctx.close()
-    model.close()
-    return found
 
 
 @pytest.mark.parametrize("flash", ["off", "on"])

@@ -15,9 +15,9 @@ from support.shared.devices import SPLIT_ROW, SPLIT_TENSOR, on_devices, with_exp
 
 from comparison.builds import Build
 from comparison.libllama import Library, LlamaError, Override
-from comparison.oracle import TEXT, expand, of_blocks, skip, tensors
+from comparison.oracle import TEXT, expand, left_out, of_blocks, skip, tensors
 
-OUT = "3,13-14,25"
+OUT = "3,13-14,25,6:attn,7:ffn"
 Q8_0, Q4_0 = 8, 2  # of enum ggml_type
 
 
@@ -60,7 +60,7 @@ CACHES = [
 def test_a_quantised_cache(
     stock: Build, ours: Build, smollm2: Path, tokens: list[int], zeroed: Any, params: dict[str, Any]
 ) -> None:
-    expected = stock.worker.call(on_context, zeroed(expand(OUT)), tokens[:24], **params)
+    expected = stock.worker.call(on_context, zeroed(OUT), tokens[:24], **params)
     assert np.array_equal(ours.worker.call(on_context, smollm2, tokens[:24], skip(OUT), **params), expected)
     assert np.array_equal(ours.worker.call(on_context, smollm2, tokens[:24], mask=OUT, **params), expected)
     # the cache is not the default one
@@ -75,7 +75,7 @@ def test_a_context_shift(
 ) -> None:
     """The keys of every kept block are rotated to their new positions, in its own cache."""
     args = {"shift": True, **params}
-    expected = stock.worker.call(on_context, zeroed(expand(OUT)), tokens[:24], **args)
+    expected = stock.worker.call(on_context, zeroed(OUT), tokens[:24], **args)
     assert np.array_equal(ours.worker.call(on_context, smollm2, tokens[:24], skip(OUT), **args), expected)
     assert np.array_equal(ours.worker.call(on_context, smollm2, tokens[:24], mask=OUT, **args), expected)
     assert not np.array_equal(
@@ -99,14 +99,13 @@ def test_imatrix_collects_what_kept_blocks_see(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 3)
-    out = expand(OUT)
-    expected = imatrix(stock, zeroed(out), text, tmp_path / "a.gguf")
+    gone = {t.name for t in left_out(smollm2, OUT)}
+    expected = imatrix(stock, zeroed(OUT), text, tmp_path / "a.gguf")
     found = imatrix(ours, smollm2, text, tmp_path / "b.gguf", "--skip-layers", OUT)
-    assert {int(name.split(".")[1]) for name in found} == set(range(30)) - set(out)
-    assert sorted(found) == sorted(n for n in expected if int(n.split(".")[1]) not in out)
+    assert sorted(found) == sorted(n for n in expected if n.rpartition(".")[0] not in gone)
     for name, data in found.items():
         assert np.array_equal(data, expected[name]), name
-    assert len(found) == 2 * 7 * (30 - len(out))  # seven matrices in each block
+    assert len(found) == 2 * (7 * 26 - 4 - 3)  # four matrices in an attention, three in a feed-forward
 
 
 def test_split_mode_row_is_refused_as_without_a_set(
@@ -124,7 +123,7 @@ def test_split_mode_tensor(stock: Build, ours: Build, smollm2: Path, tokens: lis
     """Every kept block's matrices are cut in two; none of what is left out reaches either device."""
     found = {}
     kept = [il for il in range(30) if il not in expand(OUT)]
-    for build, path, overrides in ((stock, zeroed(expand(OUT)), {}), (ours, smollm2, skip(OUT))):
+    for build, path, overrides in ((stock, zeroed(OUT), {}), (ours, smollm2, skip(OUT))):
         with ExitStack() as stack:
             devices = [stack.enter_context(rpc_device(build.tool("ggml-rpc-server"))) for _ in range(2)]
             args = ([d.endpoint for d in devices], path, tokens[:12], overrides)
@@ -151,7 +150,10 @@ def test_feed_forward_weights_of_the_first_kept_blocks_stay_on_the_host(
             *("--skip-layers", OUT, "--rpc", device.endpoint, "-ngl", 99, "-fit", "off", flag, 5),
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        assert set(device.weights()) == {t.name for t in tensors(model) if t.block in (None, *kept)} - on_host
+        assert (
+            set(device.weights())
+            == {t.name for t in tensors(model)} - {t.name for t in left_out(model, OUT)} - on_host
+        )
 
 
 def test_bench_shows_the_scale(ours: Build, smollm2: Path) -> None:
@@ -206,6 +208,6 @@ def two_sequences(
 def test_several_sequences(
     stock: Build, ours: Build, smollm2: Path, tokens: list[int], zeroed: Any, kv_unified: bool
 ) -> None:
-    expected = stock.worker.call(two_sequences, zeroed(expand(OUT)), tokens, {}, kv_unified)
+    expected = stock.worker.call(two_sequences, zeroed(OUT), tokens, {}, kv_unified)
     found = ours.worker.call(two_sequences, smollm2, tokens, skip(OUT), kv_unified)
     assert np.array_equal(found, expected)

@@ -10,7 +10,7 @@ import pytest
 
 from comparison.builds import Build
 from comparison.libllama import Library, Override
-from comparison.oracle import expand, logits, of_blocks, skip, tensors
+from comparison.oracle import expand, left_out, logits, skip, tensors
 
 SETS = {
     "13-14,25": "13-14,25",
@@ -73,24 +73,33 @@ def sizes(lib: Library, path: Path, overrides: Override, **params: Any) -> dict[
 @pytest.mark.parametrize(
     "params", [{"load_mode": "mmap"}, {"load_mode": "none"}, {"no_alloc": True}], ids=str
 )
-def test_sizes_are_those_of_what_is_loaded(ours: Build, smollm2: Path, params: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("spec", "counts", "kv"),
+    [("13-14,25", "", 3), ("13-14,25,3-5:attn,7:ffn,9:ffn", " (3 blocks, 3 attentions, 2 feed-forwards)", 6)],
+)
+def test_sizes_are_those_of_what_is_loaded(
+    ours: Build, smollm2: Path, params: dict[str, Any], spec: str, counts: str, kv: int
+) -> None:
     if params.get("no_alloc"):
         params = {**params, "load_mode": "none"}
     out = [13, 14, 25]
-    left_out = of_blocks(smollm2, out)
-    kept = [t for t in tensors(smollm2) if t not in left_out]
-    found = ours.worker.call(sizes, smollm2, skip("25;13-14,14"), **params)
+    gone = left_out(smollm2, spec)
+    kept = [t for t in tensors(smollm2) if t not in gone]
+    found = ours.worker.call(
+        sizes, smollm2, skip(spec.replace("13-14,25", "25;13-14,14") + ",25:ffn"), **params
+    )
     assert found["size"] == sum(t.size for t in kept)
     assert found["n_params"] == sum(int(np.prod(t.shape)) for t in kept)
-    assert found["skipped_size"] == sum(t.size for t in left_out)
+    assert found["skipped_size"] == sum(t.size for t in gone)
     assert found["n_layer"] == 30
     assert found["n_skipped"] == 3
     assert found["skipped"] == out
-    assert found["layers"] == "13-14,25"
+    assert found["layers"] == spec
     # one line says it, and every buffer's size in the log is what was loaded
-    line = f"blocks 13-14,25 left out, 27 of 30 kept, {found['skipped_size'] / 2**20:.2f} MiB not loaded"
+    line = f"blocks {spec} left out{counts}, 27 of 30 kept, {found['skipped_size'] / 2**20:.2f} MiB not"
+    line += f" loaded, {kv * 2 * 192 * 2 / 1024:.2f} KiB less KV a token (F16);"
     assert found["log"].count(line) == 1
-    assert "llama-skip eval FILE --skip-layers 13-14,25" in found["log"]
+    assert f"llama-skip eval FILE --skip-layers {spec}" in found["log"]
 
 
 def test_reported_buffers_are_alike_in_every_load_mode(ours: Build, smollm2: Path) -> None:

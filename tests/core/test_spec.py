@@ -16,30 +16,37 @@ N_LAYER = 30
 INT_MAX = 2**31 - 1
 
 
-def parse(spec: str) -> list[int] | None:
-    """The blocks of a set in a model of 30, None where it has to be refused."""
-    if spec == "none":
-        return []
-    blocks: set[int] = set()
-    for item in re.split("[,;]", spec):
-        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+)(?:\+([0-9]+))?)?", item)
+def parse(spec: str) -> str | None:
+    """What a set leaves out of 30 blocks, in its shortest form; None where it has to be refused."""
+    out: dict[str, set[int]] = {"": set(), ":attn": set(), ":ffn": set()}
+    for item in re.split("[,;]", spec) if spec != "none" else ():
+        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+)(?:\+([0-9]+))?)?(:attn|:ffn)?", item)
         if not match:
             return None
         first, last, step = (
-            int(x) if x else d for x, d in zip(match.groups(), (0, int(match[1]), 1), strict=True)
+            int(x) if x else d for x, d in zip(match.groups()[:3], (0, int(match[1]), 1), strict=True)
         )
         if last < first or step == 0 or last >= N_LAYER or step > INT_MAX:
             return None
-        blocks.update(range(first, last + 1, step))
-    return sorted(blocks) if len(blocks) < N_LAYER else None
+        out[match[4] or ""].update(range(first, last + 1, step))
+    if len(out[""] | out[":attn"] & out[":ffn"]) == N_LAYER:
+        return None
+    items = []
+    for half, named in out.items():
+        blocks = named - out[""] if half else named
+        for first in sorted(il for il in blocks if il - 1 not in blocks):
+            last = next(il for il in range(first, N_LAYER) if il + 1 not in blocks)
+            items.append((f"{first}-{last}" if last > first else str(first)) + half)
+    return ",".join(items)
 
 
 number = st.integers(0, 34).map(str) | st.sampled_from(["00", "007", "4294967301", "99999999999999999999"])
-item = st.one_of(
+blocks = st.one_of(
     number,
     st.tuples(number, number).map("-".join),
     st.tuples(number, number, st.integers(0, 9).map(str)).map(lambda t: f"{t[0]}-{t[1]}+{t[2]}"),
 )
+item = st.tuples(blocks, st.sampled_from(["", "", ":attn", ":ffn", ":", ":foo"])).map("".join)
 specs = st.lists(item, min_size=1, max_size=5).flatmap(
     lambda items: st.lists(st.sampled_from(",;"), min_size=len(items), max_size=len(items)).map(
         lambda seps: "".join(a + b for a, b in zip(items, seps, strict=True))[:-1]
@@ -50,24 +57,25 @@ noise = st.text("0123456789-+,;:none.x ", max_size=12).filter(lambda s: " " not 
 _context: list[Context] = []
 
 
-def blocks_of(lib: Library, path: Path, spec: str) -> list[int] | str:
+def set_of(lib: Library, path: Path, spec: str) -> str | tuple[str]:
+    """The set as the library writes it, or its error alone in a tuple."""
     if not _context:
         _context.append(lib.model(path).context(n_ctx=64))
     ctx = _context[0]
     try:
         ctx.mask(spec)
     except LlamaError as error:
-        return str(error)
-    return ctx.masked()
+        return (str(error),)
+    return ctx.mask_layers()
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spec=specs | noise)
 def test_a_set_is_what_another_parser_says(ours: Build, smollm2: Path, spec: str) -> None:
-    found = ours.worker.call(blocks_of, smollm2, spec)
+    found = ours.worker.call(set_of, smollm2, spec)
     expected = parse(spec)
     if expected is None:
-        assert isinstance(found, str) and found.startswith("mask: ")
+        assert isinstance(found, tuple) and found[0].startswith("mask: ")
     else:
         assert found == expected
 
@@ -122,6 +130,21 @@ def test_a_scale_names_each_gap_once(
         ("25-30", None, "LAYERS: block 30 is out of range, the model has blocks 0-29"),
         ("0-29", None, "LAYERS: every block is left out"),
         ("0-29+2,1-29+2", None, "LAYERS: every block is left out"),
+        (
+            "10:foo",
+            None,
+            "LAYERS: malformed item '10:foo', expected N, N-M or N-M+STEP, with :attn or :ffn behind it",
+        ),
+        (":attn", None, "LAYERS: malformed item ':attn'"),
+        ("10:attn:ffn", None, "LAYERS: malformed item '10:attn:ffn'"),
+        ("10,10:attn", None, None),
+        ("0-29:attn,0-29:ffn", None, "LAYERS: every block is left out"),
+        ("0-12:attn,0-12:ffn,13-29", None, "LAYERS: every block is left out"),
+        ("0-29:attn", None, None),
+        ("30:ffn", None, "LAYERS: block 30 is out of range, the model has blocks 0-29"),
+        ("13", "13:attn:0.5", "SCALE: malformed item '13:attn:0.5'"),
+        ("13:attn", "13:0.5", "SCALE: no gap begins at block 13, the blocks left out are none"),
+        ("13:attn", "0.5", "SCALE: no block is left out, so there is no gap to scale"),
         ("13", "x", "SCALE: malformed item 'x'"),
         ("13", "13:", "SCALE: malformed item '13:'"),
         ("13", ":1", "SCALE: malformed item ':1'"),

@@ -84,12 +84,12 @@ def test_a_scale_between(stock: Build, ours: Build, smollm2: Path, spec: str, sc
     assert not np.array_equal(ours.worker.call(found_rows, smollm2, disk(spec), flash=flash), expected)
 
 
+@pytest.mark.parametrize("spec", ["13-14,28", "13-14,12:attn,15-16:ffn,28:attn", "0:ffn,10:attn,10:ffn"])
 def test_a_skip_set_and_disk_blocks_together(
-    stock: Build, ours: Build, smollm2: Path, zeroed: Callable[[list[int]], Path]
+    stock: Build, ours: Build, smollm2: Path, zeroed: Callable[[str], Path], spec: str
 ) -> None:
-    without = zeroed([13, 14, 28])
-    expected = stock.worker.call(scaled_rows, without, {12: 0.5, 15: 1.25})
-    found = ours.worker.call(found_rows, smollm2, disk("10-12,15-16", "12:0.5,15:1.25", **skip("13-14,28")))
+    expected = stock.worker.call(scaled_rows, zeroed(spec), {12: 0.5, 15: 1.25})
+    found = ours.worker.call(found_rows, smollm2, disk("10-12,15-16", "12:0.5,15:1.25", **skip(spec)))
     assert np.array_equal(found, expected)
 
 

@@ -82,20 +82,18 @@ def test_layerinfo_of_the_residual_stream(small: Path, tmp_path: Path) -> None:
     assert import_file(path, json.dumps(content), small, n_blocks=2).skip_layers == "1-2"
 
 
-def test_swift_gives_the_blocks_that_go_whole(small: Path, tmp_path: Path) -> None:
+def test_swift_gives_blocks_and_halves(small: Path, tmp_path: Path) -> None:
     path = tmp_path / "skip_layers.json"
     plan = import_file(path, json.dumps(SWIFT), small, entry="tiny_cnndm")
-    assert plan.skip_layers == "2-3"
+    assert plan.skip_layers == "2-3,1:attn,0:ffn"
     assert plan.found.to_json() == {
         "method": "swift",
         "entry": "tiny_cnndm",
-        "attention_only": "1",
-        "feed_forward_only": "0",
         "imported": "skip_layers.json",
     }
     one = json.dumps({"tiny": {"attention": [1], "mlp": [1]}})
     plan = import_file(path, one, small)
-    assert plan.skip_layers == "1" and plan.found.attention_only is None
+    assert plan.skip_layers == "1"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +121,7 @@ def test_swift_gives_the_blocks_that_go_whole(small: Path, tmp_path: Path) -> No
         (json.dumps(SWIFT), {}, "name one with --entry: tiny_cnndm, tiny_humaneval"),
         (json.dumps(SWIFT), {"entry": "x"}, "has no entry 'x'"),
         (json.dumps(SWIFT), {"entry": "tiny_cnndm", "n_blocks": 2}, "--blocks cannot choose"),
-        ('{"a": {"attention": [1], "mlp": [2]}}', {}, "no block is left out whole"),
+        ('{"a": {"attention": [], "mlp": []}}', {}, "nothing is left out"),
         ('{"a": {"attention": [7], "mlp": [7]}}', {}, "skip_layers.json, a: block 7 is out of range"),
     ],
 )
@@ -139,9 +137,8 @@ def test_the_command(small: Path, tmp_path: Path) -> None:
     source.write_text(json.dumps(SWIFT))
     done = command(source, "--model", small, "--entry", "tiny_cnndm", "-o", output)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{output}: --skip-layers 2-3\n"
-    assert "attention alone of 1" in done.stderr and "feed-forward alone of 0" in done.stderr
-    assert read_plan(output).skip_layers == "2-3"
+    assert done.stdout == f"{output}: --skip-layers 2-3,1:attn,0:ffn\n"
+    assert read_plan(output).skip_layers == "2-3,1:attn,0:ffn"
     before = output.read_bytes()
     for args, words in (
         ([source, "--model", small, "-o", output], "name one with --entry"),

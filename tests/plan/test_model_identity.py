@@ -18,7 +18,7 @@ from support.metadata import annotated_copy
 from support.tiny import small_vocab, with_mtp_head
 
 from comparison.builds import Build
-from comparison.oracle import TensorInfo, changed_copy, rewritten_copy, tensors
+from comparison.oracle import TensorInfo, changed_copy, left_out, rewritten_copy, tensors
 
 SMALL, N_SAMPLES, SAMPLE = 512 * 1024, 32, 4096
 FIELDS = [key for key in Identity.__dataclass_fields__ if key != "name"]
@@ -88,8 +88,10 @@ def test_says_what_the_file_is(smollm2: Path) -> None:
         "file_type": "Q4_1",
     }
     assert found["weights_bytes"] == sum(t.size for t in infos)
+    halves = {t: half for half in ("attn", "ffn") for t in left_out(smollm2, f"0-29:{half}")}
     assert sorted(found["tensors"]) == sorted(
-        (t.name, t.size, t.type.name.lower(), -1 if t.block is None else t.block) for t in infos
+        (t.name, t.size, t.type.name.lower(), -1 if t.block is None else t.block, halves.get(t, ""))
+        for t in infos
     )
 
 
@@ -97,7 +99,7 @@ def test_a_head_that_predicts_further_tokens_is_no_block(tmp_path: Path) -> None
     path = with_mtp_head(tmp_path / "mtp.gguf", small_vocab(tmp_path / "vocab.gguf"))
     found = identify(path)
     assert found["n_layer"] == 6
-    assert max(block for *_, block in found["tensors"]) == 6
+    assert max(block for *_, block, _ in found["tensors"]) == 6
     assert ids(path) == expected_ids(path)
 
 

@@ -481,7 +481,7 @@ def test_bad_input(
         ((score_file,), 2, "one of the arguments --blocks"),
         ((score_file, "--blocks", 1, "--fraction", 0.1), 2, "not allowed with argument"),
         ((score_file, "--blocks", 1, "--also", smollm2), 2, "--also, --parallel and --disk are for --vram"),
-        ((score_file, "--vram", 100), 2, "--vram and --speedup need MODEL"),
+        ((score_file, "--vram", 100), 2, "--vram, --kv and --speedup need MODEL"),
         ((score_file, "--blocks", 1, "--score", score_file), 2, "is not a GGUF file"),
         ((score_file, "--blocks", 5), 1, "has 4 blocks, 5 are asked for"),
         ((text, "--blocks", 1), 1, "not a JSON file"),

@@ -269,7 +269,7 @@ def test_what_is_missing_is_an_error(make: Callable[..., Any], tiny: Path, score
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"version": 2}, "has version 2, this build knows 1"),
+        ({"version": 3}, "has version 3, this build knows 1-2"),
         ({"version": "1"}, "metadata skip.score.version: expected an integer, found str"),
         ({"model_id": "0123456789abcdef"}, "is about another model (0123456789abcdef, this one is"),
         ({"path": [4, 1]}, "names block 4, which is not there"),

@@ -15,9 +15,10 @@ from support.shared.devices import N_CTX, on_devices, with_experts
 
 from comparison.builds import Build
 from comparison.libllama import Library, Override
-from comparison.oracle import expand, logits, of_blocks, skip, tensors
+from comparison.oracle import TensorInfo, expand, left_out, logits, skip, tensors
 
 OUT = "3,13-14,25"
+HALVES = "25,3-14:attn,0-9:ffn"
 KV_BYTES_PER_BLOCK = 2 * N_CTX * 192 * 2  # K and V, f16, 3 heads of 64
 
 
@@ -27,15 +28,20 @@ def two_devices(ours: Build) -> Iterator[list[Proxy]]:
         yield [stack.enter_context(rpc_device(ours.tool("ggml-rpc-server"))) for _ in range(2)]
 
 
-def kept_on_device(path: Path, out: list[int]) -> dict[str, int]:
-    """Bytes by name at -ngl 99: all but the token embeddings, which are there once, as the output."""
-    return {t.name: t.size for t in tensors(path) if t.block not in out}
+def kept(path: Path, spec: str) -> list[TensorInfo]:
+    """What is on the device at -ngl 99: the token embeddings are there once, as the output."""
+    gone = left_out(path, spec)
+    return [t for t in tensors(path) if t not in gone]
 
 
-def test_only_kept_blocks_reach_the_device(
-    ours: Build, smollm2: Path, tokens: list[int], device: Proxy
+def n_caches(spec: str) -> int:
+    return 30 - len({*expand(spec), *expand(spec, "attn")})
+
+
+@pytest.mark.parametrize("spec", [OUT, HALVES])
+def test_only_what_is_kept_reaches_the_device(
+    ours: Build, smollm2: Path, tokens: list[int], device: Proxy, spec: str
 ) -> None:
-    out = expand(OUT)
     # bytes from the middle of every tensor: they are found in what is sent exactly for those that are kept
     data = smollm2.read_bytes()
     for t in tensors(smollm2):
@@ -43,27 +49,27 @@ def test_only_kept_blocks_reach_the_device(
         device.needles[t.name] = data[middle : middle + 256]
 
     found, log = ours.worker.fresh(
-        on_devices, [device.endpoint], smollm2, tokens[:20], skip(OUT), n_gpu_layers=99
+        on_devices, [device.endpoint], smollm2, tokens[:20], skip(spec), n_gpu_layers=99
     )
 
-    kept = kept_on_device(smollm2, out)
-    assert device.weights() == kept
-    assert device.found == set(kept)
-    assert device.blocks() == [il for il in range(30) if il not in out]
+    on_device = kept(smollm2, spec)
+    assert device.weights() == {t.name: t.size for t in on_device}
+    assert device.found == {t.name for t in on_device}
+    assert device.blocks() == [il for il in range(30) if il not in expand(spec)]
 
-    padded = sum(t.padded for t in tensors(smollm2) if t.block not in out)
+    padded = sum(t.padded for t in on_device)
     assert device.allocated[0] == padded
     assert f"model buffer size = {padded / 2**20:8.2f} MiB" in log
-    kv = (30 - len(out)) * KV_BYTES_PER_BLOCK
-    assert kv in device.allocated
+    assert n_caches(spec) * KV_BYTES_PER_BLOCK in device.allocated
     assert 30 * KV_BYTES_PER_BLOCK not in device.allocated
 
-    local = ours.worker.call(logits, smollm2, tokens[:20], skip(OUT), n_single=3, use_extra_bufts=False)
+    local = ours.worker.call(logits, smollm2, tokens[:20], skip(spec), n_single=3, use_extra_bufts=False)
     assert np.array_equal(found, local)
 
 
+@pytest.mark.parametrize("spec", [OUT, HALVES])
 def test_kv_cache_and_weights_shrink_by_the_skipped_share(
-    ours: Build, smollm2: Path, tokens: list[int], device: Proxy
+    ours: Build, smollm2: Path, tokens: list[int], device: Proxy, spec: str
 ) -> None:
     def run(overrides: Override) -> tuple[list[int], int]:
         device.allocated.clear()
@@ -72,16 +78,16 @@ def test_kv_cache_and_weights_shrink_by_the_skipped_share(
         return list(device.allocated), device.sent
 
     full, sent_full = run({})
-    less, sent_less = run(skip(OUT))
-    left_out = of_blocks(smollm2, expand(OUT))
-    assert full[0] - less[0] == sum(t.padded for t in left_out)
-    assert full[1] - less[1] == 4 * KV_BYTES_PER_BLOCK
+    less, sent_less = run(skip(spec))
+    gone = left_out(smollm2, spec)
+    assert full[0] - less[0] == sum(t.padded for t in gone)
+    assert full[1] - less[1] == (30 - n_caches(spec)) * KV_BYTES_PER_BLOCK
     assert full[1] == 30 * KV_BYTES_PER_BLOCK
     # what is not weights only gets less: fewer tensors to announce, smaller graphs
-    assert sent_full - sent_less >= sum(t.size for t in left_out)
+    assert sent_full - sent_less >= sum(t.size for t in gone)
 
 
-@pytest.mark.parametrize("spec", ["0-9", "13-14,25", "20-29"])
+@pytest.mark.parametrize("spec", ["0-9", "13-14,25", "20-29", HALVES])
 def test_two_devices_share_the_kept_blocks(
     ours: Build, smollm2: Path, tokens: list[int], two_devices: list[Proxy], spec: str
 ) -> None:
@@ -105,7 +111,7 @@ def test_two_devices_share_the_kept_blocks(
 
 
 @pytest.mark.parametrize("n_gpu_layers", [0, 1, 2, 5, 26, 27, 28])
-@pytest.mark.parametrize("spec", ["13-14,25", "0,28-29"])
+@pytest.mark.parametrize("spec", ["13-14,25", "0,28-29", "0,20-25:attn,28:ffn"])
 def test_n_gpu_layers_counts_kept_blocks(
     ours: Build, smollm2: Path, device: Proxy, n_gpu_layers: int, spec: str
 ) -> None:

@@ -13,7 +13,7 @@ from support.shared.tools import complete, saved_logits, server_facts
 
 from comparison.builds import Build
 from comparison.libllama import Library, LlamaError, Override
-from comparison.oracle import TEXT, of_blocks
+from comparison.oracle import TEXT, left_out, of_blocks
 
 LONG = "13;14;25;" * 40 + "13-14"  # longer than one override holds
 
@@ -96,7 +96,9 @@ def test_one_line_says_what_is_left_out(ours: Build, smollm2: Path, fit: str) ->
     done = complete(ours, smollm2, "--skip-layers", "13-14,25", "-fit", fit)
     assert done.returncode == 0
     mib = sum(t.size for t in of_blocks(smollm2, [13, 14, 25])) / 2**20
-    line = f"skip: blocks 13-14,25 left out, 27 of 30 kept, {mib:.2f} MiB not loaded"
+    line = (
+        f"skip: blocks 13-14,25 left out, 27 of 30 kept, {mib:.2f} MiB not loaded, 2.25 KiB less KV a token"
+    )
     assert done.stderr.count(line) == 1
     assert done.stderr.count("left out") == 1
     assert "llama-skip eval FILE --skip-layers 13-14,25" in done.stderr
@@ -196,28 +198,29 @@ def test_a_bad_file_gets_llama_cpps_own_reason(
 
 def test_bench_sweeps_sets(ours: Build, smollm2: Path) -> None:
     args = ("-m", smollm2, "-p", 4, "-n", 2, "-r", 1, "-t", 1, "--no-warmup")
-    sets = ("--skip-layers", "none", "--skip-layers", "10-20", "--skip-layers", "13-14,25")
-    table = ours.run("llama-bench", *args, *sets)
+    sets = ["none", "10-20", "13-14,3:attn,25:ffn"]
+    flags = [word for text in sets for word in ("--skip-layers", text)]
+    table = ours.run("llama-bench", *args, *flags)
     assert table.returncode == 0, table.stderr
     rows = [[cell.strip() for cell in line.split("|")] for line in table.stdout.splitlines() if "|" in line]
     column = rows[0].index("skip_layers")
-    assert [row[column] for row in rows[2:]] == ["none", "none", "10-20", "10-20", "13-14,25", "13-14,25"]
+    assert [row[column] for row in rows[2:]] == [text for text in sets for _ in range(2)]
 
-    found = json.loads(ours.run("llama-bench", *args, *sets, "-o", "json").stdout)
+    found = json.loads(ours.run("llama-bench", *args, *flags, "-o", "json").stdout)
     full = next(r["model_size"] for r in found if r["skip_layers"] == "none")
     for run in found:
-        out = {"none": [], "10-20": range(10, 21), "13-14,25": [13, 14, 25]}[run["skip_layers"]]
-        assert run["model_size"] == full - sum(t.size for t in of_blocks(smollm2, out))
+        gone = [] if run["skip_layers"] == "none" else left_out(smollm2, run["skip_layers"])
+        assert run["model_size"] == full - sum(t.size for t in gone)
 
     plain = json.loads(ours.run("llama-bench", *args, "-o", "json").stdout)
     assert [r["model_size"] for r in plain] == [full, full]
 
 
 def test_server_reports_the_set(ours: Build, smollm2: Path) -> None:
-    props, _ = server_facts(ours, smollm2, "--skip-layers", "25,13-14", "--skip-scale", "13:0.9")
-    n_bytes = sum(t.size for t in of_blocks(smollm2, [13, 14, 25]))
+    props, _ = server_facts(ours, smollm2, "--skip-layers", "3:ffn,25,13-14", "--skip-scale", "13:0.9")
+    n_bytes = sum(t.size for t in left_out(smollm2, "13-14,25,3:ffn"))
     facts = json.dumps(props["skip"])
-    assert '"13-14,25"' in facts
+    assert '"13-14,25,3:ffn"' in facts
     assert "13:0.9" in facts
     assert props["skip"]["n_layer_kept"] == 27
     assert props["skip"]["bytes_not_loaded"] == n_bytes

@@ -49,15 +49,16 @@ def test_every_digit_of_llama_perplexity(
 
 def test_any_perplexity_of_llama_perplexity(ours: Build, tiny: Path, text: Path) -> None:
     """Of random weights it is some 1e6, so that the digits printed show more than expf() is exact to."""
-    found = evaluate(tiny, ["1", "0,2-3"], text=text, n_ctx=97, n_windows=3, speed=False, **ONE)
-    assert [row.skip_layers for row in found.rows] == ["", "1", "0,2-3"]
+    sets = ["1", "0,2-3", "2,1:attn,0:ffn"]
+    found = evaluate(tiny, sets, text=text, n_ctx=97, n_windows=3, speed=False, **ONE)
+    assert [row.skip_layers for row in found.rows] == ["", *sets]
     for row in found.rows:
         layers = row.skip_layers or "none"
         sizes = ("-c", 97, "--chunks", 3, "-b", 97, "-ub", 97)
         expected = tool_perplexity(ours, tiny, text, *sizes, "--skip-layers", layers)
         assert (row.perplexity, row.perplexity_error) == pytest.approx(tuple(map(float, expected)), rel=1e-9)
         assert row.n_scored == 3 * 48
-    assert len({row.perplexity for row in found.rows}) == 3
+    assert len({row.perplexity for row in found.rows}) == 4
 
 
 def error_of_base_file(full: np.ndarray, less: np.ndarray) -> np.ndarray:
@@ -136,6 +137,11 @@ def test_rows_are_what_they_say(tiny: Path, text: Path, tmp_path: Path) -> None:
     assert scaled.name == "1-2 x 1:0.5 = mine"
     assert (full.kld, full.kld_99, full.top1) == (0, 0, 1)
     assert (planned.skip_layers, planned.skip_scale) == ("1-2", "1:0.5")
+    halves = tmp_path / "halves.json"
+    write_plan(halves, Plan(identify(tiny), "2,1:attn", found=Found("given")))
+    both = evaluate(tiny, [[(1, "attn"), 2], {"ffn": [0]}], plans=[halves], speed=False, **kwargs).rows
+    assert [row.name for row in both[1:]] == ["1:attn,2 = halves", "0:ffn"]
+    assert [row.skip_layers for row in both[1:]] == ["2,1:attn", "0:ffn"]
     for row in found.rows:
         assert row.prompt_speed and row.generation_speed and row.prompt_speed > 0 < row.generation_speed
         scale = row.skip_scale or None

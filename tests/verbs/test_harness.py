@@ -33,7 +33,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
 
-@pytest.fixture(params=["2", "1-2"])
+@pytest.fixture(params=["2", "1-2", "1:attn;2:ffn;3"])
 def model(request: pytest.FixtureRequest, tiny: Path) -> Any:
     return get_model("llama-skip")(model=str(tiny), skip_layers=request.param, n_ctx=64, **ONE)
 

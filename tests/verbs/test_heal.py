@@ -89,6 +89,32 @@ def test_it_diverges_less_as_loaded(healed: Path, model: Path, text: Path) -> No
     assert plan.found.kld < 0.8 * divergence(LAYERS)
 
 
+def test_halves_are_healed_behind_their_blocks(
+    healed: Path, model: Path, text: Path, tmp_path: Path, make: Any
+) -> None:
+    output, layers = tmp_path / "healed.gguf", "3,0:attn,5:attn,2:ffn"
+    plan = healed_plan(model, text, skip_layers=layers, output=output)
+    assert plan.skip_layers == layers
+    # behind block 2 the gap of block 3 begins
+    assert [(gap["gap"], gap["n_blocks"]) for gap in plan.found.heal.gaps] == [(1, 0), (3, 1), (6, 0)]
+    first = {trial["tier"]: trial["kld"] for trial in plan.found.heal.gaps[0]["trials"]}
+    assert plan.found.kld < 0.9 * first["identity"]
+    llm = make(model, skip_layers=f"@{output}", n_ctx=N_CTX, hidden_states=True)
+    assert skipset.ranges_text(llm.skip_layers) == layers
+    states = llm.hidden_states(windows_of(model, text)[0])
+    behind = {1: states.inputs[1]}
+    parts = {part.gap: part for part in plan.bypass}
+    assert parts.keys() >= behind.keys()
+    for il, stream in behind.items():
+        assert np.allclose(parts[il].apply(states.outputs[il - 1]), stream, rtol=1e-4, atol=1e-4)
+    # a mask under which the block does not run takes its bypass away
+    whole = make(model, n_ctx=N_CTX, hidden_states=True)
+    whole.set_mask("0,3,5:attn,2:ffn")
+    llm.set_mask("0")
+    a, b = (one.hidden_states(windows_of(model, text)[0]).inputs[0] for one in (whole, llm))
+    assert np.array_equal(a, b)
+
+
 def test_the_streams_are_those_of_the_models(model: Path, text: Path, tmp_path: Path, make: Any) -> None:
     """The pruned stream with the bypasses before it, and the full one, from models loaded without masks."""
     llm = make(model, n_ctx=N_CTX, n_batch=N_CTX, hidden_states=True)
@@ -96,7 +122,7 @@ def test_the_streams_are_those_of_the_models(model: Path, text: Path, tmp_path: 
     blocks = [0, 2, 3, 5]
     bar = healing.progress(0, shown=False)
     with bar as shown:
-        work = healer.Healer(llm, [windows], blocks, [0] * N_BLOCKS, None, tmp_path, shown)
+        work = healer.Healer(llm, [windows], blocks, dict.fromkeys(range(N_BLOCKS), 0), None, tmp_path, shown)
         done = healed_plan(model, text, skip_layers="0")
         done = replace(done, skip_layers=LAYERS)
         pairs = list(work.streams(done, range(2, 4)))
@@ -117,7 +143,7 @@ def test_sums_do_not_depend_on_the_gap_at_the_end(model: Path, text: Path, tmp_p
     windows = windows_of(model, text)
     fresh = Plan(healing.identify(model), "5")
     with healing.progress(0, shown=False) as shown:
-        work = healer.Healer(llm, [windows], [5], [0] * N_BLOCKS, None, tmp_path, shown)
+        work = healer.Healer(llm, [windows], [5], {5: 0}, None, tmp_path, shown)
         x, t = next(work.streams(fresh, range(5, 6)))
     llm.set_mask(None)
     states = llm.hidden_states(work.fitted_on[0])

@@ -19,6 +19,7 @@ from llama_skip.model.loaded import DeviceMemory
 from llama_skip.plan.file import Plan, write_plan
 from llama_skip.plan.found import Found
 from llama_skip.score.file import BlockScore, Score, Step, write_score
+from support.shared.halves import ATTN, FFN, score_with_halves
 
 pytest.importorskip("matplotlib")
 
@@ -242,6 +243,40 @@ def test_a_score_that_is_hardly_begun(tmp_path: Path) -> None:
     assert "not complete" in note and note in " ".join(page.text)
     assert set(page.tables) == {"blocks-table", "points-table"} and page.n_svg == 1
     write_report(bare, [], tmp_path / "report.png")
+
+
+def test_halves_of_blocks(tmp_path: Path) -> None:
+    """They stand beside their blocks, on the path and in plans; attention is a quarter of each block."""
+    path = tmp_path / "report.html"
+    score = score_with_halves(MODEL, [(2, "ffn"), 0, (3, "attn"), 2], [0.125, 0.25, 0.5, 0.75])
+    halves = [replace(half, kld=0.01 * (half.block + 1), kld_error=0.01) for half in score.halves]
+    score = replace(score, halves=halves, blocks=BLOCKS)
+    plans = [Plan(MODEL, "2,3:attn", found=Found(kld=0.5)), Plan(MODEL, "none")]
+    assert write_report(score, plans, path) == []
+    page = Page(path)
+    rows = page.tables["path-table"]
+    assert [row["block"] for row in rows] == ["2:ffn", "0", "3:attn", "2"]
+    assert [row["left out"] for row in rows] == ["2:ffn", "0,2:ffn", "0,3:attn,2:ffn", "0,2,3:attn"]
+    assert [row["step"] for row in rows] == list("1234")
+    shown = [row["block"] for row in page.tables["blocks-table"]]
+    assert shown[:4] == ["0", "0:attn", "0:ffn", "1"] and len(shown) == 18
+    left = [float(row["MiB left"]) for row in page.tables["points-table"]]
+    assert left == [round(25 - (BLOCK + ATTN) / MIB, 2), 25]
+    text = " ".join(page.text)
+    assert "halves of blocks: upwards the attention alone" in text and page.n_svg == 2
+    sizes = replace(score, blocks=[replace(block, weights_bytes=ATTN + FFN) for block in BLOCKS])
+    write_report(sizes, [], path)
+    text = " ".join(Page(path).text)
+    assert "12.5% of the blocks' bytes out" in text  # the first step, for 10 %
+    assert "29.2% of the blocks' bytes out" in text and "--skip-layers 0,2:ffn" in text
+    write_report(score, plans, tmp_path / "report.png")
+
+
+def test_halves_whose_bytes_a_score_does_not_know(tmp_path: Path) -> None:
+    plan = Plan(MODEL, "2,3:attn", found=Found(kld=0.5, bytes=4 * MIB))
+    write_report(SCORE, [plan, replace(plan, found=Found())], tmp_path / "report.html")
+    rows = Page(tmp_path / "report.html").tables["points-table"]
+    assert [row["MiB left"] for row in rows] == ["21.00", "\u2013"]
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:

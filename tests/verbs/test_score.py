@@ -275,9 +275,9 @@ def test_files_come_back(whole: Score, tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_score(tmp_path / "a.json", replace(whole, perplexity=float("nan")))
     assert read_score(tmp_path / "a.json") == whole
-    content["version"] = 2
+    content["version"] = 3
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="version 2"):
+    with pytest.raises(ValueError, match="version 3 of llama-skip-score, this program knows 1 and 2"):
         read_score(tmp_path / "a.json")
 
 

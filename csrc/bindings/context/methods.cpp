@@ -50,16 +50,6 @@ static void set_mask(py_context & ctx, const std::string & layers, const std::st
     }
 }
 
-static std::vector<int32_t> mask(const py_context & ctx) {
-    std::vector<int32_t> res;
-    for (int32_t il = 0; il < llama_model_n_layer(ctx.model->raw); ++il) {
-        if (llama_skip_is_masked(ctx.raw, il)) {
-            res.push_back(il);
-        }
-    }
-    return res;
-}
-
 void register_context(py::module_ & m) {
     using C = py_context;
 
@@ -69,7 +59,7 @@ void register_context(py::module_ & m) {
         .def_property_readonly("n_most", [](const C & c) { return c.n_most(); })
         .def_property_readonly("n_threads", [](const C & c) { return llama_n_threads(c.raw); })
         .def_property_readonly("n_threads_batch", [](const C & c) { return llama_n_threads_batch(c.raw); })
-        .def_property_readonly("mask", mask)
+        .def_property_readonly("mask", [](const C & c) { return std::string(llama_skip_mask_layers(c.raw)); })
         .def_property_readonly("state_tag", [](const C & c) { return std::string(llama_skip_state_tag(c.raw)); })
         .def("decode", decode, py::arg("tokens"), py::arg("pos"), py::arg("seq_id"), py::arg("first"))
         .def("logits", logits, py::arg("idx"))

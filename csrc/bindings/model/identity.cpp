@@ -25,7 +25,7 @@ static py::dict identify(const std::string & path) {
     }
     py::list rows;
     for (const auto & t : tensors) {
-        rows.append(py::make_tuple(text(t.name), t.n_bytes, t.type, t.il));
+        rows.append(py::make_tuple(text(t.name), t.n_bytes, t.type, t.il, t.half));
     }
     py::dict res;
     res["model_id"]      = id.model_id;

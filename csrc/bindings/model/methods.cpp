@@ -21,16 +21,6 @@ static py::dict metadata(const py_model & model) {
     return res;
 }
 
-static std::vector<int32_t> skip_layers(const py_model & model) {
-    std::vector<int32_t> res;
-    for (int32_t il = 0; il < llama_model_n_layer(model.raw); ++il) {
-        if (llama_model_is_skipped(model.raw, il)) {
-            res.push_back(il);
-        }
-    }
-    return res;
-}
-
 static std::vector<int32_t> disk_layers(const py_model & model) {
     std::vector<int32_t> res;
     for (int32_t il = 0; il < llama_model_n_layer(model.raw); ++il) {
@@ -65,7 +55,7 @@ void register_model(py::module_ & m) {
         .def("check_process", &M::check_process)
         .def_property_readonly("weights_id", [](const M & s) { return llama_skip_weights_id(*s.raw); })
         .def_property_readonly("metadata", metadata)
-        .def_property_readonly("skip_layers", skip_layers)
+        .def_property_readonly("skip_layers", [](const M & s) { return std::string(llama_model_skip_layers(s.raw)); })
         .def_property_readonly("skip_scale", [](const M & s) { return std::string(llama_model_skip_scale(s.raw)); })
         .def_property_readonly("disk_layers", disk_layers)
         .def_property_readonly("disk_scale", [](const M & s) { return std::string(llama_model_disk_scale(s.raw)); })

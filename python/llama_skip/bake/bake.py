@@ -16,7 +16,7 @@ from llama_skip.files.store import StrPath, check_writable, is_one_of, replacing
 from llama_skip.plan import bypass
 from llama_skip.plan.file import Plan, read_plan
 from llama_skip.progress import progress
-from llama_skip.skipset import Layers, Scale, layers_text, ranges_text, resolve, scale_text
+from llama_skip.skipset import Layers, Scale, layers_text, ranges_text, resolve, scale_text, whole
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,12 @@ def _read_imatrix(imatrix: StrPath, model: Gguf) -> Gguf:
 
 def _checked(model: StrPath, layers: str, scale: str) -> set[int]:
     """Return the blocks of a set that can be left out and that is not empty."""
-    blocks, factors = resolve(model, layers or "none", scale)
+    units, factors = resolve(model, layers or "none", scale)
+    blocks = whole(units)
+    if halves := ranges_text(unit for unit in units if not isinstance(unit, int)):
+        raise ValueError(
+            f"halves of blocks ({halves}) cannot be baked: an unpatched llama.cpp runs both halves"
+        )
     if not blocks:
         raise ValueError("no block is left out, there is nothing to bake")
     if factors:

@@ -3,14 +3,13 @@
 - layerinfo.json of the public llama.cpp fork with --skip-layers: an imatrix score for each block, and lists
   for some numbers of blocks.
 - skip_layers.json of SWIFT and of self-speculative decoding: attention and feed-forward layers that a draft
-  leaves out, by model and task.
+  leaves out, by model and task; a block of which both go is left out whole.
 - block_order.csv of shortened-llm: one row of blocks, the first to go first.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from llama_skip.cli.command import Parser, run
@@ -19,7 +18,7 @@ from llama_skip.plan.imports import import_plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a plan, and say what it could not hold."""
+    """Write a plan."""
     parser = Parser(
         prog="llama-skip import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -35,10 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     plan = import_plan(args.file, args.model, n_blocks=args.blocks, entry=args.entry)
-    halves = {"attention": plan.found.attention_only, "feed-forward": plan.found.feed_forward_only}
-    for what, blocks in halves.items():
-        if blocks:
-            print(f"not in the plan, which holds whole blocks: {what} alone of {blocks}", file=sys.stderr)
     write_plan(args.output, plan)
     print(f"{args.output}: --skip-layers {plan.skip_layers}")
     return 0

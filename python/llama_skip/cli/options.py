@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from llama_skip.cli.command import Parser, UsageError
 from llama_skip.model.options import CACHE_TYPES, FLASH
+from llama_skip.score.sizes import PER
 
 
 def add_text_options(parser: Parser, n_windows: int) -> None:
@@ -21,6 +23,30 @@ def add_text_options(parser: Parser, n_windows: int) -> None:
         default=n_windows,
         help=f"windows of TEXT at most, 0: all (default: {n_windows})",
     )
+
+
+def add_halves(parser: Parser) -> None:
+    """Add what lets halves of blocks go."""
+    add = parser.add_argument
+    add(
+        "--halves",
+        action="store_true",
+        help="let attention or feed-forward of a block go alone while choosing, what costs least for what it "
+        "saves first, until that is as much as K blocks take on average",
+    )
+    add(
+        "--per",
+        choices=PER,
+        help="with --halves: what is saved, bytes of weights, of the KV cache, or the time of a single token "
+        f"(default: {PER[0]})",
+    )
+
+
+def score_name(model: str, *, heal: bool, halves: bool, per: str | None) -> str:
+    """Return the name of a score file where none is given."""
+    kind = f"{'.heal' if heal else ''}{'.halves' if halves else ''}"
+    kind += f"-{per}" if per not in (None, PER[0]) else ""
+    return f"{Path(model).stem}{kind}.score.json"
 
 
 def add_model_options(parser: Parser, *, ctx_size: int = 512) -> None:

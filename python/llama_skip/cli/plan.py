@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_skip.cli.command import Parser, UsageError, run
-from llama_skip.cli.options import add_model_options, model_options
+from llama_skip.cli.options import add_halves, add_model_options, model_options, score_name
 from llama_skip.errors import message
 from llama_skip.files.identity import check_same, identify
 from llama_skip.files.store import check_writable
@@ -19,7 +19,7 @@ from llama_skip.measure import speed as measure
 from llama_skip.measure.text import read_text
 from llama_skip.plan import alternatives
 from llama_skip.plan import disk as diskplan
-from llama_skip.plan.choose import check_target, plan_blocks, plan_memory, plan_speed
+from llama_skip.plan.choose import check_target, plan_blocks, plan_kv, plan_memory, plan_speed
 from llama_skip.plan.describe import arguments, path_end, talk
 from llama_skip.plan.file import Plan, write_plan
 from llama_skip.progress import progress
@@ -47,11 +47,22 @@ def _parser() -> argparse.ArgumentParser:
     add("source", metavar="MODEL|SCORE", help="a GGUF file, or for the first four targets a score alone")
     targets = parser.add_argument_group("target, one of")
     target = targets.add_mutually_exclusive_group(required=True).add_argument
-    target("--blocks", metavar="K", type=int, help="leave K blocks out")
-    target("--fraction", metavar="F", type=float, help="a share of the blocks, 0 to 1, rounded down")
+    target(
+        "--blocks",
+        metavar="K",
+        type=int,
+        help="leave K blocks out; of a score with --halves, at most what K blocks take on average",
+    )
+    target(
+        "--fraction",
+        metavar="F",
+        type=float,
+        help="a share of the blocks, 0 to 1, rounded down; of a score with --halves, to its steps",
+    )
     target("--max-kld", metavar="X", type=float, help="KL divergence of at most X nats per token")
     target("--max-ppl-ratio", metavar="R", type=float, help="perplexity at most R times the full model's")
     target("--vram", metavar="MIB", type=float, help="weights, KV cache and compute buffers within MIB")
+    target("--kv", metavar="MIB", type=float, help="a KV cache for -c tokens of at most MIB, on all devices")
     target("--speedup", metavar="S", type=float, help="single tokens S times as fast")
     add(
         "-np",
@@ -75,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="scale each gap while choosing, so that blocks go that heal well (then `llama-skip heal`)",
     )
+    add_halves(parser)
     add("--also", metavar="FILE", action="append", default=[], help="with --vram: another quantization")
     add("--no-alternatives", action="store_true", help="with --vram: do not measure what else fits")
     add("-f", "--file", metavar="TEXT", help="text to measure on (default: the model's own writing)")
@@ -84,10 +96,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_bounds(args: argparse.Namespace) -> None:
-    targets = {name: getattr(args, name) for name in (*FROM_SCORE, "speedup")}
+    targets = {name: getattr(args, name) for name in (*FROM_SCORE, "kv", "speedup")}
     check_target(**targets, mib=args.vram, share=args.disk, n_parallel=args.parallel)
     if args.vram is None and (args.also or args.parallel or args.disk):
         raise UsageError("--also, --parallel and --disk are for --vram")
+    if args.per and not args.halves:
+        raise UsageError("--per is for --halves")
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -96,10 +110,12 @@ def _plan(args: argparse.Namespace) -> int:
         check_writable(args.output)
     options = model_options(args)
     model, found = _score(args, options)
-    if args.vram is None and args.speedup is None:
+    if args.vram is args.kv is args.speedup is None:
         plan = plan_blocks(found, **{name: getattr(args, name) for name in FROM_SCORE})
     elif args.speedup is not None:
         plan = plan_speed(model, found, args.speedup, **options)
+    elif args.kv is not None:
+        plan = plan_kv(model, found, args.kv, **_given(args, options))
     else:
         plan = left_out = plan_memory(model, found, args.vram, **_given(args, options))
         if args.disk is not None:
@@ -124,27 +140,31 @@ def _score(args: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Scor
     if not is_model:
         if args.score:
             raise UsageError(f"{args.source} is not a GGUF file, and --score needs one")
-        if args.vram is not None or args.speedup is not None:
-            raise UsageError("--vram and --speedup need MODEL, with --score FILE")
-        return "", _healing(read_score(args.source), args)
+        if not args.vram is args.kv is args.speedup is None:
+            raise UsageError("--vram, --kv and --speedup need MODEL, with --score FILE")
+        return "", _made_so(read_score(args.source), args)
     alternatives.check_files(args.source, args.also)
     if args.score:
-        found = _healing(read_score(args.score), args)
+        found = _made_so(read_score(args.score), args)
         if line := check_same(found.model, identify(args.source), args.score):
             _say(line)
         return args.source, found
     return args.source, _fresh_score(args, options)
 
 
-def _healing(found: Score, args: argparse.Namespace) -> Score:
+def _made_so(found: Score, args: argparse.Namespace) -> Score:
     if args.heal and "heal" not in found.settings:
         raise UsageError("--heal needs a score that was made with --heal too")
+    if args.halves and not found.halves:
+        raise UsageError("--halves needs a score that was made with --halves too")
+    if args.per and args.per != (per := found.settings["per"]):
+        raise UsageError(f"--per {args.per}: the score was made with --per {per}")
     return found
 
 
 def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
     """Score the model, at least as far as the target needs."""
-    output = f"{Path(args.source).stem}{'.heal' if args.heal else ''}.score.json"
+    output = score_name(args.source, heal=args.heal, halves=args.halves, per=args.per)
     n_layer = identify(args.source).n_layer
     n_path = share_of_blocks(scoring.FRACTION, n_layer)
     if args.fraction is not None:
@@ -162,6 +182,8 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
             n_ctx=N_CTX,
             n_path=n_path,
             heal=args.heal,
+            halves=args.halves,
+            per=args.per,
             show_progress=True,
             **options,
         )

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llama_skip.cli.command import Parser, run
-from llama_skip.cli.options import add_model_options, model_options
+from llama_skip.cli.options import add_halves, add_model_options, model_options, score_name
 from llama_skip.errors import MIB
 from llama_skip.files.identity import identify
 from llama_skip.files.store import part_path
 from llama_skip.files.table import aligned
 from llama_skip.score.file import BlockScore, Score, share_of_blocks
 from llama_skip.score.score import FRACTION, N_TOKENS, score_model
+from llama_skip.score.sizes import PER
+from llama_skip.skipset import unit_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +51,7 @@ def _parser() -> Parser:
         action="store_true",
         help="scale each gap while choosing, so that blocks go that heal well (then `llama-skip heal`)",
     )
+    add_halves(parser)
     add("--json", action="store_true", help="print the score file")
     add_model_options(parser)
     return parser
@@ -60,8 +63,9 @@ def _score(args: argparse.Namespace) -> int:
     n_path = args.blocks
     if n_path is None:
         n_path = share_of_blocks(args.fraction, identify(args.model).n_layer)
-    output = args.output or f"{Path(args.model).stem}.score.json"
-    print(f"score: {args.model}, {args.tokens} tokens, {n_path} blocks", file=sys.stderr)
+    output = args.output or score_name(args.model, heal=False, halves=args.halves, per=args.per)
+    per = f", also halves, per {args.per or PER[0]}" if args.halves else ""
+    print(f"score: {args.model}, {args.tokens} tokens, {n_path} blocks{per}", file=sys.stderr)
     try:
         score = score_model(
             args.model,
@@ -72,6 +76,8 @@ def _score(args: argparse.Namespace) -> int:
             n_path=n_path,
             shortcuts=not args.no_shortcuts,
             heal=args.heal,
+            halves=args.halves,
+            per=args.per,
             show_progress=True,
             **options,
         )
@@ -91,12 +97,12 @@ def table(score: Score) -> Iterator[str]:
     yield f"full model: perplexity {score.perplexity:.3f} +- {score.perplexity_error:.3f}"
     yield ""
     head = ["block", "influence", "norm in", "norm out", "perplexity", "KL divergence", "MiB", ""]
-    yield from aligned([head, *map(_block_cells, score.blocks)])
+    yield from aligned([head, *map(_block_cells, score.alone)])
     yield ""
     head = ["step", "block", "perplexity", "KL divergence", "same top token", "MiB left out"]
     steps = [
         [
-            *(str(i), str(step.block), f"{step.perplexity:.2f}", f"{step.kld:.4f}", f"{step.top1:.3f}"),
+            *(str(i), unit_text(step.unit), f"{step.perplexity:.2f}", f"{step.kld:.4f}", f"{step.top1:.3f}"),
             f"{step.bytes / MIB:.2f}",
         ]
         for i, step in enumerate(score.path, 1)
@@ -109,7 +115,7 @@ def _block_cells(block: BlockScore) -> list[str]:
         return "-" if value is None else format(value, form)
 
     return [
-        str(block.block),
+        unit_text(block.unit),
         cell(block.influence, ".4f"),
         cell(block.norm_in, ".1f"),
         cell(block.norm_out, ".1f"),

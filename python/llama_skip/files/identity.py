@@ -10,6 +10,7 @@ from typing import Any
 
 from llama_skip import _core
 from llama_skip.files.store import StrPath
+from llama_skip.skipset import Half
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,19 @@ def block_bytes(path: StrPath) -> list[int]:
     """Return the bytes of each block's weights in a GGUF file, [n_layer]."""
     found = _core.identify(os.fsencode(path))
     sizes = [0] * int(found["n_layer"])
-    for _, n_bytes, _, block in found["tensors"]:
+    for _, n_bytes, _, block, _ in found["tensors"]:
         if 0 <= block < len(sizes):
             sizes[block] += n_bytes
+    return sizes
+
+
+def half_bytes(path: StrPath) -> dict[tuple[int, Half], int]:
+    """Return the bytes that leaving out each half of a block saves, of those halves that have weights."""
+    found = _core.identify(os.fsencode(path))
+    sizes: dict[tuple[int, Half], int] = {}
+    for _, n_bytes, _, block, half in found["tensors"]:
+        if 0 <= block < int(found["n_layer"]) and half:
+            sizes[block, half] = sizes.get((block, half), 0) + n_bytes
     return sizes
 
 

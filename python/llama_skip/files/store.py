@@ -106,7 +106,7 @@ def read_json(path: StrPath, *kinds: Format) -> dict[str, Any]:
 
     Args:
         path: the file.
-        kinds: the formats that it may have.
+        kinds: the formats and versions that it may have.
 
     Raises:
         OSError: the file cannot be read.
@@ -122,12 +122,13 @@ def parse_json(text: str | bytes, path: StrPath, *kinds: Format) -> dict[str, An
     except ValueError as err:
         raise ValueError(f"{path}: not a JSON file: {err}") from None
     found = str(content.get("format")) if isinstance(content, dict) else None
-    versions = dict(kinds)
-    if found not in versions:
-        raise ValueError(f"{path}: expected a file of format {' or '.join(versions)}, not {found}")
-    version, known = content.get("version"), versions[found]
-    if version != known:
-        raise ValueError(f"{path}: version {version} of {found}, this program knows {known}")
+    formats = dict.fromkeys(kind.format for kind in kinds)
+    if found not in formats:
+        raise ValueError(f"{path}: expected a file of format {' or '.join(formats)}, not {found}")
+    version, known = content.get("version"), [kind.version for kind in kinds if kind.format == found]
+    if version not in known:
+        words = " and ".join(map(str, known))
+        raise ValueError(f"{path}: version {version} of {found}, this program knows {words}")
     return dict(content)
 
 

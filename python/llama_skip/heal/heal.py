@@ -10,7 +10,7 @@ from typing import Any
 
 from llama_skip import skipset
 from llama_skip.errors import ArgumentError, at_least
-from llama_skip.files.identity import Identity, TextInfo, block_bytes, check_same, identify
+from llama_skip.files.identity import Identity, TextInfo, block_bytes, check_same, half_bytes, identify
 from llama_skip.files.store import StrPath, check_writable, part_path
 from llama_skip.heal import healer
 from llama_skip.heal.healer import Healer, Trial
@@ -46,9 +46,11 @@ def heal_plan(
 ) -> Plan:
     """Fit a bypass for each gap of a plan: the identity, a scale, a factor a channel, or a linear map.
 
-    Gaps go in order. Each is fitted by least squares from the stream that enters it, in the model without the
-    blocks and with the bypasses before it, to the full model's stream where it ends. Seven windows of eight
-    are fitted on; on the eighth KL divergence from the full model says which tier, penalty and rank is used.
+    Gaps are runs of whole blocks. Behind a block of which a half is left out, and that no gap follows, is one
+    more place for a bypass, fitted like a gap. They go in order. Each is fitted by least squares from the
+    stream that enters it, in the model without the blocks and with the bypasses before it, to the full
+    model's stream where it ends. Seven windows of eight are fitted on; on the eighth KL divergence from the
+    full model says which tier, penalty and rank is used.
 
     Args:
         model_path: the GGUF file.
@@ -85,23 +87,25 @@ def heal_plan(
     if output is not None:
         check_writable(output)
     fresh = _unhealed(identify(model_path), plan, skip_layers, log)
-    blocks, _ = skipset.resolve(model_path, fresh.skip_layers or "none", "")
-    if not blocks:
-        raise ValueError("no block is left out, there is no gap to heal")
-    fresh = replace(fresh, skip_layers=skipset.ranges_text(blocks))
+    units, _ = skipset.resolve(model_path, fresh.skip_layers or "none", "")
+    gaps = healer.gaps_of(units)
+    if not gaps:
+        raise ValueError("nothing is left out, there is no gap to heal")
+    fresh = replace(fresh, skip_layers=skipset.ranges_text(units))
     with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **{**DEFAULTS, **options}) as llm:
         windows, infos = _texts(llm, text, n_ctx, n_tokens // n_ctx, own_writing, show_progress)
         fresh = _with_healing(fresh, Healing(infos, rank, list(healer.RIDGES)))
-        gaps = skipset.gaps(blocks)
         n_held = sum(len(healer.held_out(of_text)) for of_text in windows)
         n_steps = len(gaps) * (sum(map(len, windows)) - n_held + healer.N_TRIALS * n_held)
         with progress(n_steps, shown=show_progress) as bar, TemporaryDirectory() as folder:
-            work = Healer(llm, windows, blocks, block_bytes(model_path), rank, Path(folder), bar)
+            sizes: dict[skipset.Unit, int] = {il: n for il, n in enumerate(block_bytes(model_path))}
+            sizes.update({half: n for half, n in half_bytes(model_path).items()})
+            work = Healer(llm, windows, units, sizes, rank, Path(folder), bar)
             healed = _begun(fresh, output)
             done = len(_healing(healed).gaps)
             bar.step(n_steps * done // len(gaps))
             for gap in gaps[done:]:
-                bar.say(f"gap {skipset.ranges_text(gap)}")
+                bar.say(_place(gap))
                 healed, tried = work.heal(healed, gap)
                 healed = _recorded(healed, gap, tried)
                 log(_line(gap, tried))
@@ -184,12 +188,16 @@ def _healing(plan: Plan) -> Healing:
     return plan.found.heal
 
 
+def _place(gap: range) -> str:
+    return f"gap {skipset.ranges_text(gap)}" if gap else f"behind block {gap.start - 1}"
+
+
 def _line(gap: range, tried: Sequence[Trial]) -> str:
     """Return what a person wants to know about a gap."""
     best, identity = tried[0], next(trial for trial in tried if trial.tier == "identity")
     words = {"scale": f" by {best.factor:.4f}", "linear": f" of rank {best.rank}"}.get(best.tier, "")
     refused = {trial.refused for trial in tried if trial.refused}
     return (
-        f"gap {skipset.ranges_text(gap)}: {best.tier}{words}, KL divergence {best.kld:.4f} "
+        f"{_place(gap)}: {best.tier}{words}, KL divergence {best.kld:.4f} "
         f"(identity {identity.kld:.4f}) on the text held out" + "".join(f"; {why}" for why in sorted(refused))
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from llama_skip.plan import bypass
 from llama_skip.plan.bypass import Bypass
 from llama_skip.plan.file import Plan, write_plan
 from llama_skip.progress import Progress
+from llama_skip.skipset import Unit
 
 HELD_OUT = 8  # one window of so many is held out
 CHUNK = 8  # windows whose streams are held at a time
@@ -65,14 +66,27 @@ class Trial:
         return found | ({"refused": self.refused} if self.refused else {})
 
 
+def gaps_of(units: Iterable[Unit]) -> list[range]:
+    """Return where a set's bypasses stand, in order.
+
+    Returns:
+        Its gaps, and an empty range behind each block of which a half is left out, unless a gap begins there.
+    """
+    units = list(units)
+    out = set(skipset.whole(units))
+    behind = {skipset.block_of(unit) + 1 for unit in units if not isinstance(unit, int)}
+    found = [*skipset.gaps(out), *(range(il, il) for il in behind - out)]
+    return sorted(found, key=lambda gap: gap.start)
+
+
 class Healer:
-    """Heals a set's gaps, which have to go in order.
+    """Heals a set's gaps, those of gaps_of(), which have to go in order.
 
     Args:
         llm: the full model, loaded with hidden_states=True.
         windows: of each text; the fit does not see held_out() of them.
-        blocks: the set.
-        sizes: bytes of each block.
+        units: the set, blocks and halves.
+        sizes: bytes of each block and half.
         rank: of linear maps at most; None: RANK_SHARE and BYTES_SHARE decide alone.
         folder: for temporary files.
         bar: is told of each window.
@@ -82,8 +96,8 @@ class Healer:
         self,
         llm: Llama,
         windows: Sequence[Windows],
-        blocks: Sequence[int],
-        sizes: Sequence[int],
+        units: Sequence[Unit],
+        sizes: Mapping[Unit, int],
         rank: int | None,
         folder: Path,
         bar: Progress,
@@ -93,7 +107,7 @@ class Healer:
         self.fitted_on = [
             window for of_text in windows for i, window in enumerate(of_text) if i not in held_out(of_text)
         ]
-        self.blocks = blocks
+        self.units = units
         self.sizes = sizes
         self.rank = rank
         self.folder = folder
@@ -133,22 +147,22 @@ class Healer:
             Rows of float32 [n_tokens, n_embd] twice.
         """
         behind = range(gap.stop + 1, self.llm.n_layer())  # what comes after is of no use here
-        blocks = [il for il in self.blocks if il < gap.stop]
+        units = [unit for unit in self.units if skipset.block_of(unit) < gap.stop]
         for i in range(0, len(self.fitted_on), CHUNK):
             windows = self.fitted_on[i : i + CHUNK]
             self._leave_out(replace(done, skip_scale="", bypass=[]), [], behind)
             targets = [self._stream(window, gap.stop) for window in windows]
-            self._leave_out(done, blocks, behind)
+            self._leave_out(done, units, behind)
             for window, target in zip(windows, targets, strict=True):
                 yield self._stream(window, gap.stop), target
                 self.bar.step()
 
-    def _leave_out(self, plan: Plan, blocks: list[int], behind: range) -> None:
-        """Mask `blocks` with the bypasses of `plan`, and where the architecture allows that `behind` too."""
+    def _leave_out(self, plan: Plan, units: list[Unit], behind: range) -> None:
+        """Mask `units` with the bypasses of `plan`, and where the architecture allows that `behind` too."""
         try:
-            self._mask(replace(plan, skip_layers=skipset.ranges_text([*blocks, *behind])))
+            self._mask(replace(plan, skip_layers=skipset.ranges_text([*units, *behind])))
         except ValueError:
-            self._mask(replace(plan, skip_layers=skipset.ranges_text(blocks)))
+            self._mask(replace(plan, skip_layers=skipset.ranges_text(units)))
 
     def _mask(self, plan: Plan) -> None:
         if not plan.bypass:
@@ -170,7 +184,9 @@ class Healer:
     def _first(self, gap: range, sums: Sums, fits: LinearFits) -> Iterator[Trial]:
         """Yield a trial of each tier, and of each penalty."""
         yield Trial(gap, "identity")
-        yield Trial(gap, "scale", factor=sums.scale())
+        factor = sums.scale()
+        part = None if gap else bypass.scaled(gap, factor, self.llm.n_embd())
+        yield Trial(gap, "scale", factor=factor, part=part)
         yield Trial(gap, "affine", part=bypass.affine(gap, *sums.affine()))
         rank = self._rank(gap)
         for ridge in RIDGES if rank else ():
@@ -189,7 +205,8 @@ class Healer:
         n_embd = self.llm.n_embd()
         is_small = n_embd % bypass.BLOCK == 0
         row = 34 / bypass.BLOCK if is_small else 2.0  # bytes of a number
-        room = sum(self.sizes[il] for il in gap) / BYTES_SHARE - 4 * n_embd
+        halves = [u for u in self.units if not isinstance(u, int) and u[0] + 1 == gap.start]
+        room = sum(self.sizes[unit] for unit in gap or halves) / BYTES_SHARE - 4 * n_embd
         rank = min(self.rank or n_embd, n_embd // RANK_SHARE, int(room / (2 * row * n_embd)))
         return rank // bypass.BLOCK * bypass.BLOCK if is_small and rank >= bypass.BLOCK else max(rank, 0)
 
@@ -218,7 +235,7 @@ def held_out(windows: Sequence[object]) -> list[int]:
 
 def with_bypass(plan: Plan, trial: Trial) -> Plan:
     """Return the plan with a trial's bypass."""
-    if trial.tier == "scale":
+    if trial.tier == "scale" and trial.part is None:
         item = f"{trial.gap.start}:{trial.factor!r}"
         return replace(plan, skip_scale=f"{plan.skip_scale},{item}".lstrip(","))
     return plan if trial.part is None else replace(plan, bypass=[*plan.bypass, trial.part])

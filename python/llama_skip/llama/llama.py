@@ -97,8 +97,10 @@ class Llama(WritingModel):
         Args:
             model_path: the GGUF file, the first one of a split model.
             skip_layers: the blocks to leave out, in the file's numbering: a text as for `--skip-layers`
-                ("13-14,25", "auto:25%", "@NAME", "@path/plan.json"), or ints. Their weights are never read,
-                and they get no KV cache.
+                ("13-14,25", "3:attn,7:ffn", "auto:25%", "@NAME", "@path/plan.json"); ints, and pairs
+                (3, "attn") or (7, "ffn") for the attention or the feed-forward of a block alone; or
+                {"attn": [3], "ffn": [7]}. Their weights are never read, and blocks without attention get no
+                KV cache.
             skip_scale: what the residual stream is multiplied by once per gap: one factor for every gap, a
                 text as for `--skip-scale`, or the factor by the first block of its gap.
             skip_untested: leave blocks out of architectures that were not tested for it too.

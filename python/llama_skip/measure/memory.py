@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from llama_skip.llama.llama import Llama
+from llama_skip.skipset import whole
 
 
 def fit_gpu_layers(model_path: str | os.PathLike[str], limit: float, **options: Any) -> int:
@@ -28,7 +29,7 @@ def fit_gpu_layers(model_path: str | os.PathLike[str], limit: float, **options: 
             return [sum(m) for name, m in llm.memory().items() if name != "CPU"]
 
     with Llama(model_path, n_gpu_layers=0, dry_run=True, **options) as llm:
-        most = llm.n_layer() - len(llm.skip_layers) + 1
+        most = llm.n_layer() - len(whole(llm.skip_layers)) + 1
     if not on_devices(most):
         return 0
     low, high = 0, most  # `low` fits, where anything does

@@ -11,6 +11,7 @@ from llama_skip.llama.llama import Llama
 from llama_skip.measure import perplexity
 from llama_skip.measure.own_writing import Text
 from llama_skip.progress import Progress
+from llama_skip.skipset import whole
 
 PROMPT = "Once upon a time, a small boat"
 N_PROMPT = 256
@@ -49,7 +50,7 @@ def measure(llm: Llama, name: str, text: Text, bar: Progress) -> Row:
     memory = llm.memory().values()
     return Row(
         skip_layers=name,
-        n_kept=llm.n_layer() - len(llm.skip_layers),
+        n_kept=llm.n_layer() - len(whole(llm.skip_layers)),
         n_layer=llm.n_layer(),
         weights=sum(device.weights for device in memory),
         kv=sum(device.kv for device in memory),

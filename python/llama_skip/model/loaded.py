@@ -188,9 +188,9 @@ class LoadedModel:
         return len(self._history.tokens)
 
     @property
-    def skip_layers(self) -> tuple[int, ...]:
-        """The blocks left out when the model was loaded."""
-        return tuple(self._m.skip_layers)
+    def skip_layers(self) -> tuple[skipset.Unit, ...]:
+        """What was left out when the model was loaded: blocks, then halves as (10, "attn")."""
+        return tuple(skipset.parse_layers(self._m.skip_layers))
 
     @property
     def skip_scale(self) -> dict[int, float]:
@@ -216,9 +216,9 @@ class LoadedModel:
         return DiskMemory(*(size / MIB for size in self._m.disk_memory))
 
     @property
-    def mask(self) -> tuple[int, ...]:
-        """The blocks left out at present: those left out at load, and the mask's."""
-        return tuple(self._history.context.mask)
+    def mask(self) -> tuple[skipset.Unit, ...]:
+        """What is left out at present, as skip_layers: what was left out at load, and the mask's."""
+        return tuple(skipset.parse_layers(self._history.context.mask))
 
     def set_mask(self, layers: skipset.Layers | None, scale: skipset.Scale | None = None) -> None:
         """Leave out more blocks than at load, from the next token on and without reloading.

@@ -20,6 +20,7 @@ from llama_skip.measure.own_writing import PROMPTS
 from llama_skip.model.loaded import DeviceMemory
 from llama_skip.model.options import CACHE_TYPES, DEFAULT_CACHE_TYPE, cache_types
 from llama_skip.plan import choose as planning
+from llama_skip.plan import dry
 from llama_skip.plan.file import Plan
 from llama_skip.progress import Progress
 
@@ -133,8 +134,8 @@ def most_on_devices(path: StrPath, mib: float, **options: Any) -> dict[str, Any]
     """
 
     def fits(n_gpu_layers: int) -> bool:
-        memory = planning.dry_memory(path, **{**options, "n_gpu_layers": n_gpu_layers})
-        return planning.total(memory) <= mib
+        memory = dry.dry_memory(path, **{**options, "n_gpu_layers": n_gpu_layers})
+        return dry.total(memory) <= mib
 
     wanted = options.get("n_gpu_layers", -1)
     try:
@@ -142,7 +143,7 @@ def most_on_devices(path: StrPath, mib: float, **options: Any) -> dict[str, Any]
             return {**options, "n_gpu_layers": wanted}
         n_layer = identify(path).n_layer
         most = n_layer + 1 if wanted < 0 else min(wanted, n_layer + 1)
-        if planning.is_host(planning.dry_memory(path, **options)):
+        if dry.is_host(dry.dry_memory(path, **options)):
             return None  # without a device there is nothing to put fewer blocks on
         left_out = planning.shortest(most, lambda n: n == most or fits(most - n))
     except ModelLoadError:
@@ -163,7 +164,7 @@ def _smaller_context(path: str, mib: float, options: Mapping[str, Any]) -> dict[
     n_ctx = options["n_ctx"] // 2
     while n_ctx >= LEAST_CTX:
         smaller = {**options, "n_ctx": n_ctx}
-        if planning.total(planning.dry_memory(path, **smaller)) <= mib:
+        if dry.total(dry.dry_memory(path, **smaller)) <= mib:
             return smaller
         n_ctx //= 2
     return None
@@ -211,15 +212,15 @@ def compare(
         loaded = {key: value for key, value in candidate.options.items() if key != "n_parallel"}
         with replace(candidate, options=loaded).load(n_threads=threads, n_threads_batch=threads) as llm:
             prompt_speed, generation_speed, _ = measure.speed(llm, tokens, bar)
-        same_place = planning.is_host(memory) == planning.is_host(memories[0])
-        runtime = planning.runtime(candidate.options, memory)
+        same_place = dry.is_host(memory) == dry.is_host(memories[0])
+        runtime = dry.runtime(candidate.options, memory)
         found.append(
             Alternative(
                 name=candidate.name,
                 file=candidate.model.name,
                 skip_layers=candidate.skip_layers,
                 **{key: runtime[key] for key in ("n_ctx", "type_k", "type_v", "n_gpu_layers")},
-                mib=planning.total(memory) if same_place else 0.0,
+                mib=dry.total(memory) if same_place else 0.0,
                 kld=kld.mean,
                 kld_error=kld.error,
                 perplexity=ppl.value,
@@ -233,7 +234,7 @@ def compare(
 
 def _memory(candidate: Candidate) -> dict[str, DeviceMemory]:
     options = {**candidate.options, **candidate.arguments}
-    return planning.dry_memory(candidate.path, **options)
+    return dry.dry_memory(candidate.path, **options)
 
 
 def measured_as(candidate: Candidate) -> Candidate:

@@ -16,9 +16,11 @@ from llama_skip.files.store import StrPath, check_writable, is_one_of, replacing
 from llama_skip.plan.file import Plan, read_plan
 from llama_skip.progress import progress
 from llama_skip.score.file import Score, read_score
+from llama_skip.score.sizes import shares
 from llama_skip.skipset import resolve
 
 VERSION = 1
+WITH_HALVES = 2  # of a score; a program that knows blocks alone has to refuse it
 PLAN_KEY = re.compile(r"skip\.plan\.([A-Za-z0-9_-]+)\.[a-z_]+")
 NAN = float("nan")
 
@@ -173,7 +175,7 @@ def score_entries(score: Score) -> list[Entry]:
         "path.kld": [step.kld for step in score.path],
     }
     return [
-        *_header("skip.score", score.model),
+        *_header("skip.score", score.model, WITH_HALVES if score.halves else VERSION),
         make_entry("skip.score.metric", Kind.STRING, score.metric),
         make_entry("skip.score.dataset", Kind.STRING, score.text.name),
         make_entry("skip.score.n_tokens", Kind.UINT32, score.text.n_tokens),
@@ -184,6 +186,15 @@ def score_entries(score: Score) -> list[Entry]:
             make_array(f"skip.score.{key}", Kind.FLOAT32, [NAN if v is None else v for v in values])
             for key, values in floats.items()
         ),
+        *(_of_halves(score) if score.halves else []),
+    ]
+
+
+def _of_halves(score: Score) -> list[Entry]:
+    return [
+        make_entry("skip.score.per", Kind.STRING, score.settings["per"]),
+        make_array("skip.score.path.half", Kind.STRING, [step.half for step in score.path]),
+        make_array("skip.score.path.share", Kind.FLOAT32, shares(score)),
     ]
 
 
@@ -214,9 +225,9 @@ def plan_entries(name: str, plan: Plan) -> list[Entry]:
     ]
 
 
-def _header(prefix: str, about: Identity) -> list[Entry]:
+def _header(prefix: str, about: Identity, version: int = VERSION) -> list[Entry]:
     return [
-        make_entry(f"{prefix}.version", Kind.UINT32, VERSION),
+        make_entry(f"{prefix}.version", Kind.UINT32, version),
         make_entry(f"{prefix}.model_id", Kind.STRING, about.model_id),
         make_entry(f"{prefix}.file_id", Kind.STRING, about.file_id),
     ]

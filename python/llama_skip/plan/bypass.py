@@ -39,7 +39,7 @@ class Bypass:
 
     Attributes:
         gap: the gap's first block.
-        n_blocks: how many blocks it has.
+        n_blocks: how many blocks it has; 0: it stands behind block gap - 1, of which a half is left out.
         tier: "affine" or "linear".
         rank: of the linear map, 0 for none.
         norm_eps: z = x / sqrt(mean(x^2) + norm_eps); None: z = x.
@@ -84,6 +84,12 @@ def affine(gap: range, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Bypass:
     """Return the bypass y = a * x + b per channel."""
     tensors = {"a": float32_tensor(a), "b": float32_tensor(b)}
     return Bypass(gap.start, len(gap), "affine", tensors=tensors)
+
+
+def scaled(gap: range, factor: float, n_embd: int) -> Bypass:
+    """Return the bypass y = factor * x, for places that `--skip-scale` has no name for."""
+    a = np.full(n_embd, factor, dtype=np.float32)
+    return Bypass(gap.start, len(gap), "affine", tensors={"a": float32_tensor(a)})
 
 
 def linear(

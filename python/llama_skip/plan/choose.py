@@ -1,4 +1,8 @@
-"""From a score to a plan: the prefix of the greedy path that a target asks for."""
+"""From a score to a plan: the prefix of the greedy path that a target asks for.
+
+A path over blocks and halves is measured by what it goes by, bytes of weights, of the KV cache, or time: K
+blocks of it are K / n_layer of what all take.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,17 @@ from llama_skip.files.store import StrPath
 from llama_skip.llama.llama import Llama
 from llama_skip.measure import speed as measure
 from llama_skip.model.loaded import DeviceMemory
-from llama_skip.model.options import CACHE_TYPES, cache_types
+from llama_skip.plan.dry import dry_memory, place, runtime, total
 from llama_skip.plan.file import Plan
 from llama_skip.plan.found import Found
 from llama_skip.score.file import Score, share_of_blocks
+from llama_skip.score.sizes import shares
 
 N_PAIRS = 5  # timings of the full model, and as many of a prefix, in turn
 N_TIMED = 16  # tokens
 N_CTX = 64  # tokens, besides those that are timed
 LONGER = "`llama-skip score MODEL --blocks N -o SCORE` goes on with a score, to N blocks"
+EXACT = 1e-9  # of a share
 
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "blocks": (lambda value: value >= 1, "1 or more"),
@@ -31,6 +37,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_kld": (lambda value: 0 <= value < math.inf, "0 or more"),
     "max_ppl_ratio": (lambda value: 1 <= value < math.inf, "1 or more"),
     "mib": (lambda value: 0 < value < math.inf, "over 0"),
+    "kv": (lambda value: 0 < value < math.inf, "over 0"),
     "speedup": (lambda value: 1 < value < math.inf, "over 1"),
     "share": (lambda value: 0 < value <= 1, "over 0 and up to 1"),
     "n_parallel": (lambda value: value >= 1, "1 or more"),
@@ -57,8 +64,8 @@ def plan_blocks(
 
     Args:
         score: what `llama-skip score` found.
-        blocks: how many blocks to leave out.
-        fraction: which share of the blocks, rounded down, at least one.
+        blocks: how many blocks to leave out; on a path with halves, what so many take on average.
+        fraction: which share of the blocks, rounded down, at least one; on a path with halves, to its steps.
         max_kld: as many as the path allows for so much KL divergence, in nats per token.
         max_ppl_ratio: as many as the path allows for perplexity at most so many times the full model's.
 
@@ -72,10 +79,8 @@ def plan_blocks(
     check_target(**target)
     if not score.path:
         raise ValueError("the score was stopped before its first step, the same `llama-skip score` goes on")
-    if fraction is not None:
-        return prefix(score, share_of_blocks(fraction, score.model.n_layer), target)
-    if blocks is not None:
-        return prefix(score, blocks, target)
+    if fraction is not None or blocks is not None:
+        return prefix(score, n_steps(score, blocks=blocks, fraction=fraction), target)
     if max_kld is not None:
         return prefix(score, _longest([step.kld <= max_kld for step in score.path]), target)
     assert max_ppl_ratio is not None
@@ -83,31 +88,61 @@ def plan_blocks(
     return prefix(score, _longest([step.perplexity <= most for step in score.path]), target)
 
 
-def prefix(score: Score, n_blocks: int, target: Mapping[str, Any], **parts: Any) -> Plan:
-    """Return the plan that leaves out the first blocks of the greedy path.
+def n_steps(score: Score, *, blocks: int | None = None, fraction: float | None = None) -> int:
+    """Return how many steps of a path a number or share of the blocks is.
+
+    Raises:
+        ValueError: a path with halves that saves less than that.
+    """
+    n_layer = score.model.n_layer
+    n_blocks = share_of_blocks(fraction, n_layer) if fraction is not None else blocks or 0
+    if not score.halves:
+        return n_blocks
+    found = shares(score)
+    if found[-1] < n_blocks / n_layer - EXACT:
+        raise ValueError(
+            f"the greedy path in the score leaves out {found[-1]:.1%}, {n_blocks / n_layer:.1%} are asked "
+            f"for: {longer(score)}"
+        )
+    most = n_blocks / n_layer if fraction is None else fraction
+    return max(_longest([share <= most + EXACT for share in found]), 1)
+
+
+def longer(score: Score) -> str:
+    """Return how a score is gone on with."""
+    flags = f"--halves --per {score.settings['per']} " if score.halves else ""
+    return LONGER.replace("--blocks", f"{flags}--blocks")
+
+
+def n_steps_text(score: Score, n: int) -> str:
+    """Return a number of steps of a path in words."""
+    return f"{n} {'steps' if score.halves else 'blocks'}"
+
+
+def prefix(score: Score, n: int, target: Mapping[str, Any], **parts: Any) -> Plan:
+    """Return the plan that leaves out what goes in the first steps of the greedy path.
 
     Args:
         score: with the path.
-        n_blocks: how many.
+        n: how many.
         target: what they were chosen for.
         parts: further fields of Plan.
 
     Raises:
         ValueError: the path has fewer.
     """
-    if n_blocks > len(score.path):
-        raise ValueError(
-            f"the greedy path in the score has {len(score.path)} blocks, {n_blocks} are asked for: {LONGER}"
-        )
+    if n > len(score.path):
+        has = n_steps_text(score, len(score.path))
+        raise ValueError(f"the greedy path in the score has {has}, {n} are asked for: {longer(score)}")
     found = Found("greedy", dict(target), score.metric, perplexity_full=score.perplexity, text=score.text)
-    if n_blocks == 0:
+    if n == 0:
         found = replace(found, kld=0.0, perplexity=score.perplexity)
         return Plan(score.model, "", found=found, **parts)
-    last = asdict(score.path[n_blocks - 1])
+    last = asdict(score.path[n - 1])
     skip_scale = last.pop("skip_scale")
-    del last["block"]
-    blocks = skipset.ranges_text(step.block for step in score.path[:n_blocks])
-    return Plan(score.model, blocks, skip_scale, found=replace(found, **last), **parts)
+    del last["block"], last["half"]
+    layers = skipset.ranges_text(step.unit for step in score.path[:n])
+    return Plan(score.model, layers, skip_scale, found=replace(found, **last), **parts)
 
 
 def _longest(within: list[bool]) -> int:
@@ -136,21 +171,55 @@ def plan_memory(model_path: StrPath, score: Score, mib: float, **options: Any) -
     check_target(mib=mib)
     options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
 
-    def used(n_blocks: int) -> dict[str, DeviceMemory]:
-        layers = prefix(score, n_blocks, {}).skip_layers
+    def used(n: int) -> dict[str, DeviceMemory]:
+        layers = prefix(score, n, {}).skip_layers
         return dry_memory(model_path, skip_layers=layers or None, **options)
 
     # one after the other: compute buffers can be a little larger with a block less
     tried = []
-    for n_blocks in range(len(score.path) + 1):
-        tried.append(used(n_blocks))
+    for n in range(len(score.path) + 1):
+        tried.append(used(n))
         if total(tried[-1]) <= mib:
             target = {"vram": mib, "place": place(tried[-1])}
-            return prefix(score, n_blocks, target, runtime=runtime(options, tried[-1]))
+            return prefix(score, n, target, runtime=runtime(options, tried[-1]))
     raise ValueError(
         f"{mib:g} MiB: the full model takes {total(tried[0]):.1f} MiB {place(tried[0])}, and "
-        f"{total(tried[-1]):.1f} MiB without the {n_blocks} blocks of the greedy path: {LONGER}; "
+        f"{total(tried[-1]):.1f} MiB without the {n_steps_text(score, n)} of the greedy path: "
+        f"{longer(score)}; "
         "or take a smaller context (-c) or KV type (-ctk, -ctv), or fewer blocks on the device (-ngl)"
+    )
+
+
+def plan_kv(model_path: StrPath, score: Score, kv: float, **options: Any) -> Plan:
+    """Return the shortest beginning of the greedy path whose KV cache is small enough, from dry runs.
+
+    Args:
+        model_path: the GGUF file.
+        score: of this model.
+        kv: MiB of the KV cache, on the host and all devices together.
+        options: arguments of `Llama`, such as n_ctx, type_k and type_v.
+
+    Returns:
+        The plan; its `runtime` says what it rests on, and the MiB by device. It leaves out nothing where the
+        full model's cache is small enough.
+
+    Raises:
+        ValueError: even that of the whole path is larger.
+    """
+    check_target(kv=kv)
+    options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
+    sizes = []
+    for n in range(len(score.path) + 1):
+        layers = prefix(score, n, {}).skip_layers
+        with Llama(os.fspath(model_path), skip_layers=layers or None, dry_run=True, **options) as llm:
+            memory = llm.memory()
+        sizes.append(sum(used.kv for used in memory.values()))
+        if sizes[-1] <= kv:
+            return prefix(score, n, {"kv": kv}, runtime=runtime(options, memory))
+    raise ValueError(
+        f"{kv:g} MiB: the KV cache of the full model takes {sizes[0]:.1f} MiB, and {sizes[-1]:.1f} MiB "
+        f"without the {n_steps_text(score, n)} of the greedy path: {longer(score)}; "
+        "or take a smaller context (-c) or KV type (-ctk, -ctv)"
     )
 
 
@@ -177,21 +246,21 @@ def plan_speed(
     ratios = {0: 1.0}
     with Llama(model_path, **{**options, "n_ctx": N_CTX + n_timed}) as llm:
 
-        def is_fast(n_blocks: int) -> bool:
-            if n_blocks not in ratios:
-                layers = prefix(score, n_blocks, {}).skip_layers
-                ratios[n_blocks] = measured_speedup(llm, layers, n_timed=n_timed)
-            return ratios[n_blocks] >= speedup
+        def is_fast(n: int) -> bool:
+            if n not in ratios:
+                layers = prefix(score, n, {}).skip_layers
+                ratios[n] = measured_speedup(llm, layers, n_timed=n_timed)
+            return ratios[n] >= speedup
 
         n_path = len(score.path)
         if n_path == 0 or not is_fast(n_path):
             raise ValueError(
-                f"a speedup of {speedup:g}: leaving out all {n_path} blocks of the greedy path gives "
-                f"{ratios[n_path]:.2f}: {LONGER}"
+                f"a speedup of {speedup:g}: leaving out all {n_steps_text(score, n_path)} of the greedy path "
+                f"gives {ratios[n_path]:.2f}: {longer(score)}"
             )
-        n_blocks = shortest(n_path, is_fast)
-    plan = prefix(score, n_blocks, {"speedup": speedup})
-    return replace(plan, found=replace(plan.found, speedup=ratios[n_blocks]))
+        n = shortest(n_path, is_fast)
+    plan = prefix(score, n, {"speedup": speedup})
+    return replace(plan, found=replace(plan.found, speedup=ratios[n]))
 
 
 def measured_speedup(llm: Llama, skip_layers: str, *, n_timed: int = N_TIMED) -> float:
@@ -211,7 +280,7 @@ def measured_speedup(llm: Llama, skip_layers: str, *, n_timed: int = N_TIMED) ->
 
 
 def shortest(n_path: int, is_enough: Callable[[int], bool]) -> int:
-    """Return a number of blocks that is enough while one less is not, by bisection; 0 if that is enough.
+    """Return a number of steps that is enough while one less is not, by bisection; 0 if that is enough.
 
     All `n_path` have to be enough.
     """
@@ -222,38 +291,3 @@ def shortest(n_path: int, is_enough: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high
-
-
-def dry_memory(model_path: StrPath, **options: Any) -> dict[str, DeviceMemory]:
-    """Return what a load would allocate by device, in MiB: on the devices it uses, else on the host."""
-    with Llama(os.fspath(model_path), dry_run=True, **options) as llm:
-        memory = llm.memory()
-    devices = {name: used for name, used in memory.items() if name != "CPU" and sum(used) > 0}
-    return devices or memory
-
-
-def total(memory: Mapping[str, DeviceMemory]) -> float:
-    """Return the MiB of all devices together."""
-    return sum(map(sum, memory.values()))
-
-
-def is_host(memory: Mapping[str, DeviceMemory]) -> bool:
-    """Return whether dry_memory() found no device in use."""
-    return "CPU" in memory
-
-
-def place(memory: Mapping[str, DeviceMemory]) -> str:
-    """Return where memory is, for messages."""
-    return "on the host" if is_host(memory) else f"on {', '.join(memory)}"
-
-
-def runtime(options: Mapping[str, Any], memory: Mapping[str, DeviceMemory]) -> dict[str, Any]:
-    """Return what a plan for a given memory rests on: arguments in the words of the flags, and MiB."""
-    names = {number: name for name, number in CACHE_TYPES.items()}
-    found: dict[str, Any] = {"n_ctx": options.get("n_ctx", 512)}
-    found |= {key: names[kind] for key, kind in cache_types(options).items()}
-    found["n_gpu_layers"] = options["n_gpu_layers"]
-    for key in ("n_batch", "n_ubatch", "n_parallel", "flash_attn", "devices", "rpc_servers"):
-        if options.get(key) is not None:
-            found[key] = options[key]
-    return {**found, "memory": {name: used._asdict() for name, used in memory.items()}}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from llama_skip.errors import MIB
-from llama_skip.plan.choose import LONGER, prefix
+from llama_skip.plan.choose import longer, n_steps_text, prefix
 from llama_skip.plan.file import Plan
 from llama_skip.score.file import Score
+from llama_skip.skipset import unit_text, whole
 
 
 def talk(plan: Plan) -> list[str]:
@@ -19,7 +20,7 @@ def talk(plan: Plan) -> list[str]:
             f"{found.perplexity_full:.3f} ({found.text.name if found.text else ''}), "
             f"{(found.bytes or 0) / MIB:.1f} MiB of weights less"
         ]
-    elif "vram" in (found.target or {}) and not plan.disk_layers:
+    elif not {"vram", "kv"}.isdisjoint(found.target or {}) and not plan.disk_layers:
         lines += [f"{plan.model.name} fits as it is"]
     elif not plan.disk_layers:
         lines += [f"{plan.model.name}: no block of the greedy path costs as little as that"]
@@ -42,13 +43,18 @@ def path_end(plan: Plan, found: Score) -> list[str]:
         first = found.path[0]
         ratio = first.perplexity / found.perplexity
         return [
-            f"the first is block {first.block}: KL divergence {first.kld:.4f}, perplexity {ratio:.3f} times"
+            f"the first is {'' if first.half else 'block '}{unit_text(first.unit)}: KL divergence "
+            f"{first.kld:.4f}, perplexity {ratio:.3f} times"
         ]
     takes_all = plan.skip_layers == prefix(found, n_path, {}).skip_layers
-    if not is_cost or n_path == found.model.n_layer - 1 or (found.complete and not takes_all):
+    n_out = len(whole(step.unit for step in found.path))
+    if not is_cost or n_out == found.model.n_layer - 1 or (found.complete and not takes_all):
         return []
     unfinished = "" if found.complete else ", and is not complete"
-    return [f"the score ends after {n_path} blocks{unfinished}; a longer one may allow more: {LONGER}"]
+    return [
+        f"the score ends after {n_steps_text(found, n_path)}{unfinished}; a longer one may allow more: "
+        f"{longer(found)}"
+    ]
 
 
 def arguments(plan: Plan) -> list[str]:

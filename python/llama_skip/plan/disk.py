@@ -14,10 +14,12 @@ from llama_skip.llama.llama import Llama
 from llama_skip.measure import speed as measure
 from llama_skip.model.loaded import DeviceMemory
 from llama_skip.plan import choose as planning
+from llama_skip.plan import dry
 from llama_skip.plan.choose import N_PAIRS, N_TIMED
 from llama_skip.plan.file import Plan
 from llama_skip.plan.found import DiskCosts
 from llama_skip.score.file import Score
+from llama_skip.skipset import Unit
 
 SHARE = 0.5  # of the speed with blocks left out
 
@@ -78,7 +80,7 @@ def plan_disk(
 
     @cache
     def way(n_blocks: int) -> _Way | None:
-        out = [step.block for step in score.path[:n_blocks]]
+        out = [step.unit for step in score.path[:n_blocks]]
         found = _on_disk(model_path, out, score.model.n_layer, mib, options)
         return found and replace(found, speed=_speed(model_path, found, n_timed, options))
 
@@ -96,7 +98,7 @@ def plan_disk(
         score,
         n_blocks,
         target,
-        runtime=planning.runtime(options, best.memory),
+        runtime=dry.runtime(options, best.memory),
         disk_layers=best.disk_layers,
     )
     costs = DiskCosts(
@@ -111,15 +113,15 @@ def plan_disk(
 
 
 def _on_disk(
-    model_path: StrPath, out: list[int], n_layer: int, mib: float, options: dict[str, Any]
+    model_path: StrPath, out: list[Unit], n_layer: int, mib: float, options: dict[str, Any]
 ) -> _Way | None:
     """Return the way with the fewest of the first blocks on disk that fits, None where none does."""
     skip_layers = skipset.ranges_text(out)
-    kept = [il for il in range(n_layer) if il not in out]
+    kept = [il for il in range(n_layer) if il not in skipset.whole(out)]
 
     @cache
     def memory(n_blocks: int) -> dict[str, DeviceMemory]:
-        return planning.dry_memory(
+        return dry.dry_memory(
             model_path,
             **options,
             skip_layers=skip_layers or None,
@@ -127,7 +129,7 @@ def _on_disk(
         )
 
     def fits(n_blocks: int) -> bool:
-        return planning.is_host(memory(n_blocks)) or planning.total(memory(n_blocks)) <= mib
+        return dry.is_host(memory(n_blocks)) or dry.total(memory(n_blocks)) <= mib
 
     if not fits(len(kept)):
         return None

@@ -61,7 +61,6 @@ class Found:
         heal: what was fitted.
         recommended: which of the plan and its alternatives.
         imported, score, entry: the other project's file, its method, and the part of it that was taken.
-        attention_only, feed_forward_only: halves of blocks in it that the plan does not hold.
     """
 
     method: str = "given"
@@ -83,8 +82,6 @@ class Found:
     imported: str | None = None
     score: str | None = None
     entry: str | None = None
-    attention_only: str | None = None
-    feed_forward_only: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what is known, as a plan file has it."""

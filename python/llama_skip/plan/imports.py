@@ -3,7 +3,7 @@
 - layerinfo.json of the public llama.cpp fork with --skip-layers: an imatrix score for each block, and lists
   for some numbers of blocks.
 - skip_layers.json of SWIFT and of self-speculative decoding: attention and feed-forward layers that a draft
-  leaves out, by model and task.
+  leaves out, by model and task; a block of which both go is left out whole.
 - block_order.csv of shortened-llm: one row of blocks, the first to go first.
 """
 
@@ -21,7 +21,7 @@ from llama_skip.files.identity import Identity
 from llama_skip.files.store import StrPath
 from llama_skip.plan.file import Plan
 from llama_skip.plan.found import Found
-from llama_skip.skipset import ranges_text, resolve
+from llama_skip.skipset import Unit, ranges_text, resolve
 
 
 def import_plan(
@@ -93,7 +93,7 @@ def _first(order: Sequence[int], n_blocks: int | None, name: str) -> list[int]:
     return list(order[:n_blocks])
 
 
-Chosen = tuple[list[int], Found]
+Chosen = tuple[Sequence[Unit], Found]
 
 
 def _from_order(text: str, name: str, about: Identity, n_blocks: int | None) -> Chosen:
@@ -154,12 +154,9 @@ def _from_swift(
     attention, mlp = (
         set(_blocks(content[chosen][part], f"{name}, {chosen}", about)) for part in ("attention", "mlp")
     )
-    blocks = sorted(attention & mlp)
-    if not blocks:
-        raise ValueError(f"{name}, {chosen}: no block is left out whole, attention and feed-forward")
-    return blocks, Found(
-        "swift",
-        entry=chosen,
-        attention_only=ranges_text(attention - mlp) or None,
-        feed_forward_only=ranges_text(mlp - attention) or None,
-    )
+    units: list[Unit] = [*(attention & mlp)]
+    units += [(il, "attn") for il in attention - mlp]
+    units += [(il, "ffn") for il in mlp - attention]
+    if not units:
+        raise ValueError(f"{name}, {chosen}: nothing is left out")
+    return units, Found("swift", entry=chosen)

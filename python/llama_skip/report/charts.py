@@ -31,6 +31,7 @@ MARKERS = {
     "file": {"marker": "s", "markersize": 6.5, "color": COLOURS["file"]},
 }
 LABELS = {"plan": "plan", "set": "blocks left out, evaluated", "file": "another file, evaluated"}
+HALF_MARKERS = {"attn": "^", "ffn": "v"}
 FEW = 40  # blocks, up to which each is labelled
 
 
@@ -102,18 +103,25 @@ def drawing() -> Iterator[Any]:
 
 
 def draw_costs(axes: Any, score: Score) -> None:
-    """Bars of the divergence without each block; those on the path carry their place in it."""
+    """Bars of the divergence without each block, marks of that without halves; their place on the path."""
     known = [(b.block, b.kld, b.kld_error or 0.0) for b in score.blocks if b.kld is not None and b.kld > 0]
-    place = {step.block: i for i, step in enumerate(score.path, 1)}
+    halves = [(half, half.kld) for half in score.halves if half.kld is not None and half.kld > 0]
+    place = {step.unit: i for i, step in enumerate(score.path, 1)}
     _log_scale(axes)
     axes.grid(axis="y")
     for block, kld, error in known:
         axes.bar(block, kld, width=0.74, color=COLOURS["path" if block in place else "bar"])
         if block in place and score.model.n_layer <= FEW:
             _note(axes, str(place[block]), (block, kld + error), (0, 2), "path", ha="center", weight="bold")
+    for half, kld in halves:
+        colour, marker = COLOURS["path" if half.unit in place else "quiet"], HALF_MARKERS[half.half]
+        axes.plot(half.block, kld, marker=marker, markersize=4.5, color=colour, zorder=3)
+        if half.unit in place and score.model.n_layer <= FEW:
+            _note(axes, str(place[half.unit]), (half.block, kld), (4, -3), "path", weight="bold", fontsize=7)
     if known:
         axes.errorbar(*zip(*known, strict=True), fmt="none", ecolor=COLOURS["ink"], elinewidth=0.8)
-        low, high = min(kld for _, kld, _ in known), max(kld for _, kld, _ in known)
+        klds = [*(kld for _, kld, _ in known), *(kld for _, kld in halves)]
+        low, high = min(klds), max(klds)
         axes.set_ylim(low / 2, high * 2)
     for b in score.blocks:
         if b.refused and known:
@@ -125,7 +133,7 @@ def draw_costs(axes: Any, score: Score) -> None:
 def draw_influence(axes: Any, score: Score) -> None:
     """Bars of block influence."""
     known = [(b.block, b.influence) for b in score.blocks if b.influence is not None]
-    places = {step.block for step in score.path}
+    places = {step.unit for step in score.path}
     for block, influence in known:
         axes.bar(block, influence, width=0.74, color=COLOURS["path" if block in places else "bar"])
     if any(influence > 0 for _, influence in known):
@@ -183,7 +191,7 @@ def draw_path(axes: Any, score: Score, points: Sequence[Point]) -> None:
         markersize=4.5,
         linewidth=1.6,
         elinewidth=0.8,
-        label="greedy path, with the number of blocks left out",
+        label=f"greedy path, with the number of {'its step' if score.halves else 'blocks left out'}",
         zorder=3,
     )
     for i, place in enumerate(zip(x, y, strict=True), 1):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from importlib import resources
 
 from llama_skip.errors import MIB
+from llama_skip.plan.choose import n_steps
 from llama_skip.report.charts import COLOURS, Point
-from llama_skip.score.file import Score, share_of_blocks
-from llama_skip.skipset import ranges_text
+from llama_skip.score.file import Score
+from llama_skip.score.sizes import shares
+from llama_skip.skipset import ranges_text, unit_text
 
 DARK = {
     "ink": "#e6eaef",
@@ -37,6 +40,11 @@ CAPTIONS = {
     "tokens. Where it is light, the blocks hardly change its direction. The dot marks the smallest distance "
     "of a row.",
 }
+OF_HALVES = {
+    "costs": " Triangles are halves of blocks: upwards the attention alone, downwards the feed-forward.",
+    "path": " Halves of blocks can go, too: what costs least for what it saves goes next.",
+}
+SAVED = {"weights": "the blocks' bytes", "kv": "the KV cache", "time": "the blocks' time"}
 KINDS = {"plan": "plan", "set": "evaluation", "file": "evaluation, another file"}
 
 
@@ -88,14 +96,14 @@ def _body(
     )
     yield from (f'<p class="note">{escape(note)}</p>' for note in notes)
     yield from _tiles(score)
-    yield from _figure("costs", charts)
-    yield from _figure("path", charts)
+    yield from _figure("costs", charts, score)
+    yield from _figure("path", charts, score)
     if score.path:
         yield from _table("path-table", _path_table(score))
     if points:
         yield "<h2>Plans and evaluations</h2>"
         yield from _table("points-table", _points_table(points))
-    yield from _figure("angular", charts)
+    yield from _figure("angular", charts, score)
     if score.blocks:
         yield "<h2>All blocks</h2>"
         yield from _table("blocks-table", _blocks_table(score))
@@ -108,12 +116,13 @@ def _body(
 
 def _tiles(score: Score) -> Iterator[str]:
     """What 10, 20 and 30 % of the blocks cost, as far as the path goes."""
-    n_layer = score.model.n_layer
-    counts = sorted({share_of_blocks(share, n_layer) for share in (0.1, 0.2, 0.3)})
     yield '<div class="tiles">'
-    for n, step in ((n, score.path[n - 1]) for n in counts if n <= len(score.path)):
+    for n, step in ((n, score.path[n - 1]) for n in sorted({*_lengths(score)})):
+        out = f"{n} of {score.model.n_layer} blocks"
+        if score.halves:
+            out = f"{shares(score)[n - 1]:.1%} of {SAVED[score.settings['per']]}"
         yield (
-            f'<div class="tile"><span>{n} of {n_layer} blocks out, {step.bytes / MIB:,.1f} MiB less</span>'
+            f'<div class="tile"><span>{out} out, {step.bytes / MIB:,.1f} MiB less</span>'
             f"<b>{step.perplexity / score.perplexity - 1:+.0%} perplexity</b>"
             f"<span>KL divergence {step.kld:.3f}, top token the same in {step.top1:.0%}</span>"
             f"<span>--skip-layers {_left_out(score, n)}</span></div>"
@@ -121,21 +130,30 @@ def _tiles(score: Score) -> Iterator[str]:
     yield "</div>"
 
 
+def _lengths(score: Score) -> Iterator[int]:
+    """Yield how many steps of the path the tiles are about."""
+    for share in (0.1, 0.2, 0.3) if score.path else ():
+        with suppress(ValueError):  # the path is too short
+            if (n := n_steps(score, fraction=share)) <= len(score.path):
+                yield n
+
+
 def _left_out(score: Score, n: int) -> str:
-    return ranges_text(sorted(step.block for step in score.path[:n]))
+    return ranges_text(step.unit for step in score.path[:n])
 
 
-def _figure(name: str, charts: Mapping[str, str]) -> Iterator[str]:
+def _figure(name: str, charts: Mapping[str, str], score: Score) -> Iterator[str]:
     if name in charts:
+        caption = CAPTIONS[name] + (OF_HALVES.get(name, "") if score.halves else "")
         yield f'<h2>{HEADINGS[name]}</h2><figure class="{name}"><div class="chart">'
-        yield f"{charts[name]}</div><figcaption>{CAPTIONS[name]}</figcaption></figure>"
+        yield f"{charts[name]}</div><figcaption>{caption}</figcaption></figure>"
 
 
 def _path_table(score: Score) -> Iterator[dict[str, str]]:
     for n, step in enumerate(score.path, 1):
         yield {
-            "blocks out": str(n),
-            "block": str(step.block),
+            "step" if score.halves else "blocks out": str(n),
+            "block": unit_text(step.unit),
             "perplexity": _number(step.perplexity, ",.3f", step.perplexity_error),
             "&times; full": _number(step.perplexity / score.perplexity, ",.3f"),
             "KL divergence": _number(step.kld, ".4f", step.kld_error),
@@ -162,10 +180,10 @@ def _points_table(points: Sequence[Point]) -> Iterator[dict[str, str]]:
 
 
 def _blocks_table(score: Score) -> Iterator[dict[str, str]]:
-    for b in score.blocks:
+    for b in score.alone:
         ratio = None if b.perplexity is None else b.perplexity / score.perplexity
         yield {
-            "block": str(b.block),
+            "block": unit_text(b.unit),
             "perplexity without": _number(b.perplexity, ",.3f", b.perplexity_error),
             "&times; full": _number(ratio, ",.3f"),
             "KL divergence": _number(b.kld, ".4f", b.kld_error),

@@ -16,6 +16,8 @@ from llama_skip.plan.file import Plan, is_gguf, read_plan
 from llama_skip.report import charts, page
 from llama_skip.report.charts import Point
 from llama_skip.score.file import Score, read_score
+from llama_skip.score.sizes import weights
+from llama_skip.skipset import parse_layers
 
 Other = Plan | Evaluation | StrPath
 READERS: dict[Format, Callable[[StrPath], Plan | Evaluation]] = {
@@ -96,9 +98,8 @@ def _read(path: StrPath) -> Plan | Evaluation:
 
 def _of_plan(plan: Plan, name: str, score: Score) -> Point:
     found = plan.found
-    sizes = {block.block: block.weights_bytes for block in score.blocks}
     is_same = plan.model.file_id == score.model.file_id
-    left_out = sum(sizes[il] for il in _blocks(plan.skip_layers)) if is_same else found.bytes
+    left_out = _left_out(plan, score) if is_same else found.bytes
     whole = score.model.weights_bytes if is_same else plan.model.weights_bytes
     whole += sum(part.n_bytes for part in plan.bypass)
     return Point(
@@ -112,6 +113,13 @@ def _of_plan(plan: Plan, name: str, score: Score) -> Point:
         top1=found.top1,
         text=found.text.name if found.text else "",
     )
+
+
+def _left_out(plan: Plan, score: Score) -> float | None:
+    """Return the bytes that a plan leaves out; a score of blocks alone does not know those of halves."""
+    units, sizes = parse_layers(plan.skip_layers), weights(score)
+    is_known = all(isinstance(unit, int) or unit in sizes.halves for unit in units)
+    return sizes.of(units) if is_known else plan.found.bytes
 
 
 def _of_evaluation(evaluation: Evaluation) -> list[Point]:
@@ -131,14 +139,6 @@ def _of_evaluation(evaluation: Evaluation) -> list[Point]:
         )
 
     return [point(row) for row in evaluation.rows]
-
-
-def _blocks(layers: str) -> Iterable[int]:
-    """Yield the blocks of a plan, "N,N-M,N-M+STEP"."""
-    for item in layers.split(",") if layers not in ("", "none") else ():
-        bounds, _, step = item.partition("+")
-        first, _, last = bounds.partition("-")
-        yield from range(int(first), int(last or first) + 1, int(step or 1))
 
 
 def drawn(score: Score, points: Sequence[Point]) -> dict[str, str]:

@@ -11,8 +11,11 @@ import numpy as np
 from llama_skip.files.store import StrPath, part_path, replacing
 from llama_skip.measure.divergence import Scored
 from llama_skip.score.search import Sweep
+from llama_skip.skipset import Unit
 
-DICTS = ("refused", "prior")  # of a step, by block
+LISTS = ("out", "alive")  # of a step
+DICTS = ("refused", "prior")  # of a step, by block or half
+FORM = 2  # of the file; one that an older program left is another measurement's
 
 
 class Checkpoint:
@@ -20,10 +23,10 @@ class Checkpoint:
 
     def __init__(self, output: StrPath | None, key: dict[str, Any]) -> None:
         self.path = None if output is None else part_path(output)
-        self.key = json.dumps(key, sort_keys=True)
+        self.key = json.dumps({**key, "form": FORM}, sort_keys=True)
 
-    def load(self, out: list[int], *, after: bool) -> Sweep | None:
-        """Return the step that was begun, without the blocks `out`; with `after` also the next one.
+    def load(self, out: list[Unit], *, after: bool) -> Sweep | None:
+        """Return the step that was begun, without `out`; with `after` also the next one.
 
         Raises:
             ValueError: the file is none of ours.
@@ -32,18 +35,21 @@ class Checkpoint:
             return None
         try:
             with np.load(self.path) as file:
-                found = file["out"].tolist()
-                if str(file["key"]) != self.key or not (found == out or (after and found[:-1] == out)):
+                if str(file["key"]) != self.key:
                     return None
-                blocks, counts = file["blocks"].tolist(), file["counts"].tolist()
+                found, alive = (_units(file, name) for name in LISTS)
+                if not (found == out or (after and found[:-1] == out)):
+                    return None
+                units, counts = _units(file, "units"), file["counts"].tolist()
                 pieces = {
-                    block: _pieces(file, f"b{block}", n) for block, n in zip(blocks, counts, strict=True)
+                    unit: _pieces(file, f"u{i}", n)
+                    for i, (unit, n) in enumerate(zip(units, counts, strict=True))
                 }
                 refused, prior = (
-                    {int(b): value for b, value in json.loads(str(file[name])).items()} for name in DICTS
+                    {_unit(key): value for key, value in json.loads(str(file[name]))} for name in DICTS
                 )
                 base = _pieces(file, "base", int(file["n_base"]))
-                return Sweep(found, file["alive"].tolist(), base, pieces, refused, prior, str(file["scale"]))
+                return Sweep(found, alive, base, pieces, refused, prior, str(file["scale"]))
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as err:
             raise ValueError(f"{self.path}: not what a stopped run leaves ({err}); remove it") from None
 
@@ -57,15 +63,15 @@ class Checkpoint:
             return
         arrays: dict[str, Any] = {
             "key": self.key,
-            "out": np.array(state.out, dtype=np.int64),
-            "alive": np.array(state.alive, dtype=np.int64),
             "n_base": len(state.base),
             "scale": state.scale,
-            "blocks": np.array(list(state.samples), dtype=np.int64),
+            "units": json.dumps(list(state.samples)),
             "counts": np.array([len(pieces) for pieces in state.samples.values()], dtype=np.int64),
-            **{name: json.dumps(getattr(state, name)) for name in DICTS},
+            **{name: json.dumps(getattr(state, name)) for name in LISTS},
+            **{name: json.dumps(list(getattr(state, name).items())) for name in DICTS},
         }
-        for name, pieces in [("base", state.base), *((f"b{b}", p) for b, p in state.samples.items())]:
+        samples = ((f"u{i}", pieces) for i, pieces in enumerate(state.samples.values()))
+        for name, pieces in [("base", state.base), *samples]:
             for i, piece in enumerate(pieces):
                 for field, values in piece._asdict().items():
                     arrays[f"{name}/{i}/{field}"] = values
@@ -80,3 +86,12 @@ class Checkpoint:
 
 def _pieces(file: Any, name: str, n: int) -> list[Scored]:
     return [Scored(*(file[f"{name}/{i}/{field}"] for field in Scored._fields)) for i in range(n)]
+
+
+def _units(file: Any, name: str) -> list[Unit]:
+    return [_unit(value) for value in json.loads(str(file[name]))]
+
+
+def _unit(value: Any) -> Unit:
+    """Return a block or half from JSON, where a pair is a list."""
+    return value if isinstance(value, int) else (value[0], value[1])

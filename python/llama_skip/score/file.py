@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from llama_skip.errors import ArgumentError
 from llama_skip.files import identity
 from llama_skip.files.identity import Identity, TextInfo
 from llama_skip.files.store import Format, StrPath, read_json, typed, write_json
+from llama_skip.skipset import Half, Unit
 
 FORMAT = Format("llama-skip-score", version=1)
+WITH_HALVES = Format("llama-skip-score", version=2)  # whom a program that knows blocks alone has to refuse
 
 
 @dataclass(frozen=True)
 class BlockScore:
-    """One block: what it does to the stream, and what leaving it out alone costs; None is not known.
+    """One block, or a half: what it does to the stream, what leaving it out alone costs; None is not known.
 
     Attributes:
         block: its number in the file.
@@ -26,6 +28,7 @@ class BlockScore:
         n_scored: the tokens that these rest on.
         weights_bytes, kv_bytes_per_token: what leaving it out saves.
         refused: why it cannot be left out.
+        half: "attn" or "ffn" for that half of the block alone, of which the stream is not known.
     """
 
     block: int
@@ -40,20 +43,28 @@ class BlockScore:
     weights_bytes: int = 0
     kv_bytes_per_token: float = 0.0
     refused: str | None = None
+    half: Half | Literal[""] = ""
+
+    @property
+    def unit(self) -> Unit:
+        """The block, or the half of it, as skip sets name them."""
+        return (self.block, self.half) if self.half else self.block
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the greedy path: the block that goes, and the model after it.
+    """A step of the greedy path: the block or half that goes, and the model after it.
 
     Attributes:
         block: its number in the file.
-        perplexity, perplexity_error: without it and all blocks of the steps before.
+        perplexity, perplexity_error: without it and all that went before.
         kld, kld_error: KL divergence from the full model, nats per token.
         top1: the share of tokens with the full model's most probable token.
         n_scored: the tokens that these rest on.
         bytes: of the weights that are left out so far.
         skip_scale: what the gaps are scaled by, as for `--skip-scale`; "" for nothing.
+        half: "attn" or "ffn" where that half of the block goes alone. A block whose half went before replaces
+            it.
     """
 
     block: int
@@ -65,6 +76,12 @@ class Step:
     n_scored: int
     bytes: int
     skip_scale: str = ""
+    half: Half | Literal[""] = ""
+
+    @property
+    def unit(self) -> Unit:
+        """What goes, as skip sets name it."""
+        return (self.block, self.half) if self.half else self.block
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,7 @@ class Score:
         angular: [l][n - 1]: angular distance, 0 to 1, between what enters block l and block l + n, mean over
             all tokens (Gromov et al.); None where it is not known.
         path: the greedy order.
+        halves: each half of a block alone, for a path that was chosen among them too.
     """
 
     model: Identity
@@ -92,8 +110,14 @@ class Score:
     blocks: list[BlockScore] = field(default_factory=list)
     angular: list[list[float | None]] = field(default_factory=list)
     path: list[Step] = field(default_factory=list)
+    halves: list[BlockScore] = field(default_factory=list)
 
     metric = "kld+surprisal"
+
+    @property
+    def alone(self) -> list[BlockScore]:
+        """Blocks and halves, each block before its halves."""
+        return sorted([*self.blocks, *self.halves], key=lambda block: block.block)
 
 
 def write_score(path: StrPath, score: Score) -> None:
@@ -104,7 +128,12 @@ def write_score(path: StrPath, score: Score) -> None:
     """
     content = asdict(score)
     full = {key: content.pop(key) for key in ("perplexity", "perplexity_error")}
-    write_json(path, FORMAT, {**content, "metric": score.metric, "full": full})
+    if not score.halves:
+        del content["halves"]
+        for entry in (*content["blocks"], *content["path"]):
+            del entry["half"]
+    kind = WITH_HALVES if score.halves else FORMAT
+    write_json(path, kind, {**content, "metric": score.metric, "full": full})
 
 
 def read_score(path: StrPath) -> Score:
@@ -114,7 +143,7 @@ def read_score(path: StrPath) -> Score:
         OSError: the file cannot be read.
         ValueError: it is not a score file, or of a newer version.
     """
-    content = read_json(path, FORMAT)
+    content = read_json(path, FORMAT, WITH_HALVES)
     identity.check_known(content, path, needed=("model_id", "file_id", "n_layer"))
     full = content.get("full")
     return typed({**content, **full} if isinstance(full, dict) else content, Score, path, "score")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from llama_skip.llama.llama import Llama
 from llama_skip.measure.perplexity import window_logits
 from llama_skip.model.loaded import Trace
+from llama_skip.skipset import HALVES, Unit, block_of
 
 N_PROBE = 24  # tokens
 CACHE_BYTES = 256 << 20  # of the full model's stream
@@ -20,21 +21,33 @@ Logits = npt.NDArray[np.float32]
 class Runner:
     """Evaluates windows of a text under masks; logits are those that predict perplexity.window_targets().
 
-    With shortcuts a model with a block left out starts behind that block, from what enters it. They are used
-    where a probe shows that every block can be started from with logits equal bit for bit.
+    With shortcuts a model with a block left out starts behind that block, and one with half a block left out
+    at it, from what enters it. They are used where a probe shows that every block can be started from with
+    logits equal bit for bit.
     """
 
-    def __init__(self, llm: Llama, sample: Sequence[int], *, shortcuts: bool = True) -> None:
+    def __init__(
+        self, llm: Llama, sample: Sequence[int], *, shortcuts: bool = True, halves: Sequence[Unit] = ()
+    ) -> None:
         """Look whether the shortcuts work.
 
         Args:
             llm: a model loaded with hidden_states=True and nothing left out.
             sample: tokens for the probe.
             shortcuts: False: do not use them.
+            halves: the halves of blocks that without() will be asked for.
+
+        Attributes:
+            halves: those of them that the architecture allows alone.
         """
         self.llm = llm
-        self.has_states = _gives_states(llm, sample[:N_PROBE])
-        self.shortcuts = shortcuts and self.has_states and _resumes(llm, sample[:N_PROBE])
+        self.halves = [unit for unit in halves if _allows(llm, unit)]
+        probe = sample[:N_PROBE]
+        self.has_states = _gives_states(llm, probe)
+        self.shortcuts = shortcuts and self.has_states and _resumes(llm, probe, [])
+        self.starts_with_halves = self.shortcuts and all(
+            _resumes(llm, probe, mask) for mask in _alternating(self.halves)
+        )
         self._ends: dict[int, npt.NDArray[np.float32]] = {}  # what enters the last block of the full model
         self._room = CACHE_BYTES
 
@@ -44,7 +57,7 @@ class Runner:
         if not self.shortcuts:
             return self.straight(window, [])
         if index in self._ends:
-            return self._resume(self._ends[index], range(last))
+            return self._resume(self._ends[index], list(range(last)))
         trace = self.trace(window, [])
         self.keep(index, trace.inputs[-1])
         return trace.logits
@@ -55,61 +68,66 @@ class Runner:
             self._ends[index] = end.copy()
             self._room -= end.nbytes
 
-    def trace(self, window: Sequence[int], out: Sequence[int], *, logits_only: bool = False) -> Trace:
-        """Return the model without the blocks `out`; without shortcuts its logits alone."""
+    def trace(self, window: Sequence[int], out: Sequence[Unit], *, logits_only: bool = False) -> Trace:
+        """Return the model without `out`; without shortcuts its logits alone."""
         if logits_only or not self.shortcuts:
             return Trace([], np.empty((0, 0, 0), np.float32), self.straight(window, out))
         self._set_mask(out)
-        trace = self.llm.trace(window, first=len(window) // 2)
+        try:
+            trace = self.llm.trace(window, first=len(window) // 2)
+        except RuntimeError:  # without a half, a graph may name the stream in another way
+            return Trace([], np.empty((0, 0, 0), np.float32), self.straight(window, out))
         return trace._replace(logits=trace.logits[:-1])
 
-    def without(self, window: Sequence[int], out: Sequence[int], block: int, trace: Trace) -> Logits:
-        """Return the logits without `out` and `block`.
+    def without(self, window: Sequence[int], out: Sequence[Unit], unit: Unit, trace: Trace) -> Logits:
+        """Return the logits without `out` and `unit`.
 
         Args:
             window: the tokens.
-            out: blocks left out.
-            block: one more.
-            trace: trace() of the same window and blocks.
+            out: blocks and halves left out.
+            unit: one more.
+            trace: trace() of the same window and set.
 
         Raises:
             ValueError: the architecture does not allow this set.
         """
-        if not self.shortcuts or block == trace.blocks[-1]:
-            return self.straight(window, [*out, block])
-        self._set_mask([*out, block])  # raises where this set is refused, whatever lies before
+        whole = [*out, unit]
+        starts = self.shortcuts if all(isinstance(other, int) for other in whole) else self.starts_with_halves
+        if not (starts and trace.blocks) or unit == trace.blocks[-1]:
+            return self.straight(window, whole)
+        self._set_mask(whole)  # raises where this set is refused, whatever lies before
         try:
-            return self._resume(self._start(out, block, trace), {*out, *range(block + 1)})
+            return self._resume(self._start(out, unit, trace), [*range(block_of(unit)), *whole])
         except ValueError:  # the blocks before cannot all go
-            return self.straight(window, [*out, block])
+            return self.straight(window, whole)
 
-    def straight(self, window: Sequence[int], out: Sequence[int]) -> Logits:
-        """Return the logits without the blocks `out`, all of them computed."""
+    def straight(self, window: Sequence[int], out: Sequence[Unit]) -> Logits:
+        """Return the logits without `out`, all else computed."""
         self._set_mask(out)
         return window_logits(self.llm, window)
 
     def prepare(
-        self, windows: Sequence[Sequence[int]], out: Sequence[int], candidates: Iterable[int]
+        self, windows: Sequence[Sequence[int]], out: Sequence[Unit], candidates: Iterable[Unit]
     ) -> None:
-        """Get ready for without() of these blocks and candidates."""
+        """Get ready for without() of these sets and candidates."""
 
-    def scale(self, out: Iterable[int]) -> str:
+    def scale(self, out: Iterable[Unit]) -> str:
         """Return what the gaps are scaled by, as for `--skip-scale`."""
         return ""
 
-    def restore(self, scale: str, out: Sequence[int]) -> None:
+    def restore(self, scale: str, out: Sequence[Unit]) -> None:
         """Go on with gaps of `out` that are scaled by what scale() returned."""
 
-    def _set_mask(self, out: Iterable[int]) -> None:
-        self.llm.set_mask(list(out))
+    def _set_mask(self, out: Sequence[Unit]) -> None:
+        self.llm.set_mask(out)
 
-    def _start(self, out: Sequence[int], block: int, trace: Trace) -> npt.NDArray[np.float32]:
-        """Return the stream that enters the block behind `block` when that is left out too."""
-        stream: npt.NDArray[np.float32] = trace.inputs[trace.blocks.index(block)]
+    def _start(self, out: Sequence[Unit], unit: Unit, trace: Trace) -> npt.NDArray[np.float32]:
+        """Return the stream that enters the first block that runs when `unit` and all before it are out."""
+        stream: npt.NDArray[np.float32] = trace.inputs[trace.blocks.index(block_of(unit))]
         return stream
 
-    def _resume(self, stream: npt.NDArray[np.float32], out: Iterable[int]) -> Logits:
-        self._set_mask(sorted(out))
+    def _resume(self, stream: npt.NDArray[np.float32], out: Sequence[Unit]) -> Logits:
+        self._set_mask(out)
         return self._logits(stream)
 
     def _logits(self, stream: npt.NDArray[np.float32]) -> Logits:
@@ -124,16 +142,35 @@ def _gives_states(llm: Llama, tokens: Sequence[int]) -> bool:
     return True
 
 
-def _resumes(llm: Llama, tokens: Sequence[int]) -> bool:
-    """Return whether each block can be started from, alone and as one of a set, with the same logits."""
-    llm.set_mask(None)
-    trace = llm.trace(tokens)
+def _resumes(llm: Llama, tokens: Sequence[int], out: Sequence[Unit]) -> bool:
+    """Return whether each block of the model without `out` can be started from with the same logits."""
     try:
+        llm.set_mask(out)
+        trace = llm.trace(tokens)
         for i, block in enumerate(trace.blocks):
-            llm.set_mask(range(block))
+            llm.set_mask([*range(block), *out])
             if not np.array_equal(llm.resume(trace.inputs[i]), trace.logits):
                 return False
     except (RuntimeError, ValueError):
+        return False
+    finally:
+        llm.set_mask(None)
+    return True
+
+
+def _alternating(halves: Iterable[Unit]) -> list[list[Unit]]:
+    """Return sets of one half of each block, by turns, that have all halves between them."""
+    sets: list[list[Unit]] = [[], []]
+    for unit in halves:
+        assert not isinstance(unit, int)
+        sets[(unit[0] + (unit[1] == HALVES[0])) % 2].append(unit)
+    return [found for found in sets if found]
+
+
+def _allows(llm: Llama, unit: Unit) -> bool:
+    try:
+        llm.set_mask([unit])
+    except ValueError:
         return False
     finally:
         llm.set_mask(None)

@@ -12,6 +12,7 @@ from llama_skip.llama.llama import Llama
 from llama_skip.measure.weights import token_weights
 from llama_skip.model.loaded import HiddenStates, Trace
 from llama_skip.score.runner import Logits, Runner
+from llama_skip.skipset import Unit
 
 N_FITTED = 2  # windows that the factors of a step are fitted on
 
@@ -22,8 +23,10 @@ Gap = tuple[int, int]
 class ScalingRunner(Runner):
     """A Runner with a factor in each gap: least squares from the stream before it to the full one behind."""
 
-    def __init__(self, llm: Llama, sample: Sequence[int], *, shortcuts: bool = True) -> None:
-        super().__init__(llm, sample, shortcuts=shortcuts)
+    def __init__(
+        self, llm: Llama, sample: Sequence[int], *, shortcuts: bool = True, halves: Sequence[Unit] = ()
+    ) -> None:
+        super().__init__(llm, sample, shortcuts=shortcuts, halves=halves)
         if not self.has_states:
             raise ValueError(
                 "this architecture does not show its residual stream, which scales are fitted on"
@@ -31,11 +34,11 @@ class ScalingRunner(Runner):
         self.factors: dict[Gap, float] = {}
 
     def prepare(
-        self, windows: Sequence[Sequence[int]], out: Sequence[int], candidates: Iterable[int]
+        self, windows: Sequence[Sequence[int]], out: Sequence[Unit], candidates: Iterable[Unit]
     ) -> None:
         """Fit the gaps that `out` has with each candidate; its own were fitted when they were candidates."""
         self.restore(self.scale(out), out)
-        wanted = {(gap.start, gap.stop) for il in candidates for gap in skipset.gaps([*out, il])}
+        wanted = {(gap.start, gap.stop) for unit in candidates for gap in _gaps([*out, unit])}
         wanted -= set(self.factors)
         sums = {gap: np.zeros(2) for gap in wanted}
         for window in windows[:N_FITTED] if wanted else ():
@@ -47,33 +50,37 @@ class ScalingRunner(Runner):
                 sums[gap] += _products(_before(pruned, full, gap[0]), _behind(full, gap[1]))
         self.factors.update({gap: float(xt / xx) for gap, (xt, xx) in sums.items()})
 
-    def scale(self, out: Iterable[int]) -> str:
+    def scale(self, out: Iterable[Unit]) -> str:
         """Return the factors of the gaps, as for `--skip-scale`."""
-        gaps = ((gap.start, gap.stop) for gap in skipset.gaps(out))
+        gaps = ((gap.start, gap.stop) for gap in _gaps(out))
         return ",".join(f"{gap[0]}:{self.factors[gap]!r}" for gap in gaps if gap in self.factors)
 
-    def restore(self, scale: str, out: Sequence[int]) -> None:
+    def restore(self, scale: str, out: Sequence[Unit]) -> None:
         """Take the factors of the gaps of `out` from what scale() returned, and forget all others."""
         factors = skipset.parse_scale(scale)
-        self.factors = {(g.start, g.stop): factors[g.start] for g in skipset.gaps(out) if g.start in factors}
+        self.factors = {(g.start, g.stop): factors[g.start] for g in _gaps(out) if g.start in factors}
 
-    def _resume(self, stream: Stream, out: Iterable[int]) -> Logits:
-        blocks = list(out)
-        items = (item for item in self.scale(blocks).split(",") if not item.startswith("0:"))
-        self.llm.set_mask(blocks, ",".join(items) or None)  # the stream has the first gap's factor already
+    def _resume(self, stream: Stream, out: Sequence[Unit]) -> Logits:
+        items = (item for item in self.scale(out).split(",") if not item.startswith("0:"))
+        self.llm.set_mask(out, ",".join(items) or None)  # the stream has the first gap's factor already
         return self._logits(stream)
 
-    def _set_mask(self, out: Iterable[int]) -> None:
-        blocks = list(out)
-        self.llm.set_mask(blocks, self.scale(blocks) or None)
+    def _set_mask(self, out: Sequence[Unit]) -> None:
+        self.llm.set_mask(out, self.scale(out) or None)
 
-    def _start(self, out: Sequence[int], block: int, trace: Trace) -> Stream:
-        """Return what enters the kept block behind the gap that `block` falls into."""
-        stream = trace.inputs[trace.blocks.index(block)]
-        gap = next((g.start, g.stop) for g in skipset.gaps([*out, block]) if block in g)
-        before = self.factors.get((gap[0], block), 1.0)  # of the part of the gap that was there
+    def _start(self, out: Sequence[Unit], unit: Unit, trace: Trace) -> Stream:
+        """Return what enters the block behind the gap that a block falls into, or the block of a half."""
+        stream: Stream = trace.inputs[trace.blocks.index(skipset.block_of(unit))]
+        if not isinstance(unit, int):
+            return stream
+        gap = next((g.start, g.stop) for g in _gaps([*out, unit]) if unit in g)
+        before = self.factors.get((gap[0], unit), 1.0)  # of the part of the gap that was there
         factor: Stream = stream * np.float32(self.factors.get(gap, 1.0) / before)
         return factor
+
+
+def _gaps(out: Iterable[Unit]) -> list[range]:
+    return skipset.gaps(skipset.whole(out))
 
 
 def _before(pruned: HiddenStates, full: HiddenStates, start: int) -> Stream:

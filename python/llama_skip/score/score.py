@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llama_skip.errors import MIB, ArgumentError, at_least
-from llama_skip.files.identity import block_bytes, identify
+from llama_skip.errors import ArgumentError, at_least
+from llama_skip.files.identity import identify
 from llama_skip.files.store import StrPath, check_writable
 from llama_skip.llama.llama import Llama
 from llama_skip.measure.candidates import text_windows
-from llama_skip.measure.divergence import summary
 from llama_skip.measure.own_writing import SEED
 from llama_skip.measure.text import read_text
 from llama_skip.model.options import DEFAULTS, NO_RESULT
 from llama_skip.progress import Progress, progress
-from llama_skip.score import search
+from llama_skip.score import search, steps
 from llama_skip.score.checkpoint import Checkpoint
-from llama_skip.score.file import BlockScore, Score, Step, read_score, share_of_blocks, write_score
-from llama_skip.score.influence import StreamStatistics
+from llama_skip.score.file import Score, read_score, share_of_blocks, write_score
 from llama_skip.score.runner import Runner
 from llama_skip.score.scaled_runner import ScalingRunner
+from llama_skip.score.sizes import PER, Sizes, chosen_by, ms_per_mib, weights
+from llama_skip.skipset import Unit
 
 N_TOKENS = 4096
 LEAST_CTX = 32
 FRACTION = 0.3
+OF_BLOCKS, LEAST = 4, 8  # with halves, a step measures one candidate for so many blocks, at least so many
 # what a score may differ in and still be gone on with
-FREE_SETTINGS = ("n_gpu_layers", "devices", "rpc_servers", "n_path")
+FREE_SETTINGS = ("n_gpu_layers", "devices", "rpc_servers", "n_path", "ms_per_mib")
 
 
 class OtherSettingsError(ValueError):
@@ -54,6 +56,8 @@ def score_model(
     n_path: int | None = None,
     shortcuts: bool = True,
     heal: bool = False,
+    halves: bool = False,
+    per: str | None = None,
     show_progress: bool = False,
     on_window: Callable[[], object] = lambda: None,
     **options: Any,
@@ -63,6 +67,8 @@ def score_model(
     At each step of the greedy path the block goes without which KL divergence from the full model plus
     surprisal of the text is smallest; of blocks that this cannot tell apart on so many tokens, the one
     without which perplexity is lowest.
+    With `halves` attention or feed-forward of a block can go alone, and that goes which costs least for what
+    it saves: growth per byte, KV byte or millisecond. The rest of such a block goes as the block.
     Perplexity and divergence count the second half of each window, as llama-perplexity does. A path that is
     made longer later is measured anew from there, with less known about what blocks cost.
 
@@ -73,20 +79,28 @@ def score_model(
             settings is gone on with, also towards a longer path.
         n_tokens: tokens of the text to use at most, whole windows of n_ctx.
         n_ctx: tokens in a window.
-        n_path: blocks on the greedy path; None: 30 % of all.
+        n_path: blocks on the greedy path; None: 30 % of all. With `halves` it ends where as much is saved as
+            by so many blocks on average.
         shortcuts: False: measure each candidate of each step on all tokens and from the first block on.
         heal: scale each gap by the least-squares factor to the full model's stream, so that the blocks go
             that heal well; `llama_skip.heal` then fits more.
+        halves: let halves of blocks go, too.
+        per: what halves and blocks save, "weights" (default), "kv" or "time": bytes of weights, of the KV
+            cache, or the time of a single token, measured at the end of a window.
         show_progress: show a bar on stderr.
         on_window: called after each window of each step.
         options: further arguments of `Llama`.
 
     Raises:
-        ValueError: a text or path too short or long, NaN in the logits, an output that holds something else.
+        ValueError: a text or path too short or long, NaN in the logits, an output that holds something else,
+            or nothing is saved of what the path shall go by.
         OSError, llama_skip.ModelLoadError: a file cannot be read or written, or is no model.
     """
     at_least(LEAST_CTX, n_ctx=n_ctx)
     at_least(n_ctx, n_tokens=n_tokens)
+    if per is not None and (not halves or per not in PER):
+        expected = f"expected {', '.join(PER)}" if halves else "is for a path over halves"
+        raise ArgumentError("per", f"{per!r} {expected}")
     if output is not None:
         check_writable(output)
     model = identify(model_path)
@@ -119,10 +133,12 @@ def score_model(
                 "ties": "perplexity",
             },
             **({"heal": "scale"} if heal else {}),
+            **({"halves": True, "per": per or PER[0]} if halves else {}),
         }
         fresh = Score(model, info, json.loads(json.dumps(settings)), False, 0.0, 0.0)
         score = _begun(fresh, output) if output is not None else fresh
-        with progress(_steps(info.n_windows, n_path, model.n_layer), shown=show_progress) as bar:
+        n_steps = _n_steps(info.n_windows, n_path, model.n_layer, halves)
+        with progress(n_steps, shown=show_progress) as bar:
             return _measure(llm, model_path, tokens, score, output, bar, on_window)
 
 
@@ -145,8 +161,17 @@ def _begun(fresh: Score, output: StrPath) -> Score:
             f"{new.get(different[0])})"
         )
     n_path = fresh.settings["n_path"]
-    settings = {**found.settings, "n_path": n_path}
-    return replace(found, settings=settings, complete=found.complete and n_path <= len(found.path))
+    found = replace(found, settings={**found.settings, "n_path": n_path})
+    return replace(found, complete=found.complete and _is_long(found, chosen_by(found), _out(found)))
+
+
+def _out(score: Score) -> list[Unit]:
+    return [step.unit for step in score.path]
+
+
+def _is_long(score: Score, sizes: Sizes, out: Sequence[Unit]) -> bool:
+    """Return whether as much is out as was asked for."""
+    return sizes.of(out) >= int(score.settings["n_path"]) - 1e-9
 
 
 def _measure(
@@ -164,32 +189,42 @@ def _measure(
     checkpoint = Checkpoint(output, _key(score))
     windows = text_windows(llm, tokens, score.text.n_ctx)
     race, n_path = score.settings["shortcuts"], score.settings["n_path"]
+    is_new = not score.blocks
+    if is_new:
+        score = steps.with_sizes(score, model_path)
+    halves = [half.unit for half in score.halves]
     heals = "heal" in score.settings
-    runner = (ScalingRunner if heals else Runner)(llm, windows[0], shortcuts=race)
-    if not score.blocks:
-        score = _stream(score, runner, windows, model_path, bar)
-    sizes = [block.weights_bytes for block in score.blocks]
-    prior = {block.block: block.kld for block in score.blocks if block.kld is not None}
-    out = [step.block for step in score.path]
+    runner = (ScalingRunner if heals else Runner)(llm, windows[0], shortcuts=race, halves=halves)
+    if is_new:
+        score = steps.with_stream(score, runner, windows, bar)
+    if score.settings.get("per") == "time" and "ms_per_mib" not in score.settings:
+        bar.say("time of a token")
+        allowed = {unit: weights(score).halves[unit] for unit in runner.halves}
+        times = ms_per_mib(llm, windows[0], allowed)
+        score = replace(score, settings={**score.settings, "ms_per_mib": times})
+    sizes = chosen_by(score)
+    out, prior = _out(score), _prior(score)
     begun = checkpoint.load(out, after=any(block.n_scored for block in score.blocks))
-    if begun and not begun.alive and len(begun.out) < n_path:  # the last step of a shorter path
-        begun = search.Sweep(begun.out, _candidates(score, begun.out), prior=begun.prior, scale=begun.scale)
+    if begun and not begun.alive and not _is_long(score, sizes, begun.out):  # the end of a shorter path
+        alive = _candidates(score, sizes, begun.out)
+        begun = search.Sweep(begun.out, alive, prior=begun.prior, scale=begun.scale)
     runner.restore(score.path[-1].skip_scale if score.path else "", out)
     while True:
         if begun:
             runner.restore(begun.scale, begun.out)
         out = begun.out if begun else out
-        k = len(out)
+        is_last = _is_long(score, sizes, out)
         state = begun or search.Sweep(
             out,
-            _candidates(score, out) if k < n_path else [],
+            [] if is_last else _candidates(score, sizes, out),
             prior=prior if out else {},
             scale=runner.scale(out),
         )
+        state.saves = sizes.gains(out)
         begun = None
-        bar.say(f"{k} of {n_path} blocks chosen")
+        bar.say(f"{sizes.of(out):.3g} of {n_path} blocks chosen")
 
-        weight = _weight(k, n_path, llm.n_layer())
+        weight = _weight(len(out), is_last, llm.n_layer(), bool(halves))
 
         def window_done(state: search.Sweep = state, weight: int = weight) -> None:
             bar.step(weight)
@@ -197,112 +232,59 @@ def _measure(
             on_window()
 
         bar.step(weight * len(state.base))
-        search.run(state, runner, windows, n_path=n_path, race=race, on_window=window_done)
+        most = max(score.model.n_layer // OF_BLOCKS, LEAST) if halves else None
+        search.run(state, runner, windows, n_path=n_path, race=race, most=most, on_window=window_done)
         if not out and not state.alive:
             raise ValueError(f"no block can be left out: {next(iter(state.refused.values()))}")
-        score = _with_path(score, state, sizes) if out else _with_blocks(score, state)
-        score = replace(score, complete=k == n_path or not state.alive)
+        score = steps.with_step(score, state) if out else steps.with_first(score, state)
+        score = replace(score, complete=is_last or not state.alive)
         if output is not None:
             write_score(output, score)
         if score.complete:
             checkpoint.remove()
             return score
-        prior = {**state.prior, **state.costs()}
-        out = [*out, state.best()]
+        best, costs = state.best(), state.costs()
+        prior = {**state.prior, **costs}
+        if halves:
+            prior = _without_half({**_grown(state.prior, costs), **costs}, best)
+        out = [*out, best]
 
 
-def _candidates(score: Score, out: Sequence[int]) -> list[int]:
-    return [block.block for block in score.blocks if block.block not in out and block.refused is None]
+def _candidates(score: Score, sizes: Sizes, out: Sequence[Unit]) -> list[Unit]:
+    refused = {block.unit for block in score.alone if block.refused is not None}
+    return [unit for unit in sizes.gains(out) if unit not in refused]
 
 
-def _weight(k: int, n_path: int, n_layer: int) -> int:
+def _prior(score: Score) -> dict[Unit, float]:
+    """Return what blocks and halves cost alone, as far as that is known."""
+    prior: dict[Unit, float] = {block.unit: block.kld for block in score.alone if block.kld is not None}
+    for unit in _out(score):
+        prior = _without_half(prior, unit)
+    return prior
+
+
+def _grown(prior: dict[Unit, float], costs: dict[Unit, float]) -> dict[Unit, float]:
+    """Return costs of before as they may be now: dearer by as much as those that were measured again are."""
+    ratios = [cost / prior[unit] for unit, cost in costs.items() if prior.get(unit, 0.0) > 0]
+    ratio = max(statistics.median(ratios), 1.0) if ratios else 1.0
+    return {unit: ratio * cost for unit, cost in prior.items()}
+
+
+def _without_half(prior: dict[Unit, float], unit: Unit) -> dict[Unit, float]:
+    """Return costs after a half went: its block, as far as it is there, costs that much less."""
+    if isinstance(unit, int) or unit[0] not in prior:
+        return prior
+    return {**prior, unit[0]: prior[unit[0]] - prior.get(unit, 0.0)}
+
+
+def _weight(k: int, is_last: bool, n_layer: int, halves: bool) -> int:
     """Return about how many evaluations step k takes a window."""
-    return n_layer if k == 0 else 1 if k == n_path else 8
+    if k == 0:
+        return 3 * n_layer // 2 if halves else n_layer
+    return 1 if is_last else 8
 
 
-def _steps(n_windows: int, n_path: int, n_layer: int) -> int:
-    """Return the steps of the progress bar once the text is there."""
-    return n_windows * sum((1, *(_weight(k, n_path, n_layer) for k in range(n_path + 1))))
-
-
-def _stream(
-    score: Score, runner: Runner, windows: Sequence[Sequence[int]], model_path: StrPath, bar: Progress
-) -> Score:
-    """Return the score with what the residual stream says, and with what each block takes."""
-    llm, n_layer = runner.llm, score.model.n_layer
-    kv_bytes = _kv_bytes(model_path, score.settings, n_layer)
-    blocks = [BlockScore(il, weights_bytes=n) for il, n in enumerate(block_bytes(model_path))]
-    blocks = [replace(block, kv_bytes_per_token=kv_bytes[block.block]) for block in blocks]
-    if not runner.has_states:
-        bar.step(len(windows))
-        return replace(score, blocks=blocks)
-    bar.say("residual stream")
-    statistics = StreamStatistics(n_layer)
-    llm.set_mask(None)
-    for index, window in enumerate(windows):
-        states = llm.hidden_states(window)
-        runner.keep(index, states.inputs[-1])
-        statistics.add(states.inputs, states.outputs[-1])
-        bar.step()
-    norms = statistics.norms.tolist()
-    blocks = [
-        replace(block, influence=influence, norm_in=norm_in, norm_out=norm_out)
-        for block, influence, norm_in, norm_out in zip(
-            blocks, statistics.influence.tolist(), norms, norms[1:], strict=False
-        )
-    ]
-    return replace(score, blocks=blocks, angular=statistics.angular)
-
-
-def _kv_bytes(model_path: StrPath, settings: Mapping[str, Any], n_layer: int) -> list[float]:
-    """Return the KV bytes per token that leaving out each block saves, from dry runs."""
-    names = ("n_ctx", "type_k", "type_v", "flash_attn", "n_batch", "n_ubatch", "skip_untested")
-    options = {name: settings[name] for name in names if name in settings}
-
-    def kv(layers: list[int]) -> float:
-        with Llama(model_path, skip_layers=layers, dry_run=True, verbose=False, **options) as llm:
-            return sum(device.kv for device in llm.memory().values()) * MIB / llm.n_ctx()
-
-    full, saved = kv([]), []
-    for il in range(n_layer):
-        try:
-            saved.append(full - kv([il]))
-        except (ValueError, RuntimeError):  # this block cannot go, which the search finds out too
-            saved.append(0.0)
-    return saved
-
-
-def _with_blocks(score: Score, state: search.Sweep) -> Score:
-    """Return the score with what the first step measured."""
-    full, _ = summary(state.base)
-    blocks = []
-    for block in score.blocks:
-        if block.block in state.samples:
-            ppl, kld = summary(state.samples[block.block])
-            block = replace(
-                block,
-                perplexity=ppl.value,
-                perplexity_error=ppl.error,
-                kld=kld.mean,
-                kld_error=kld.error,
-                n_scored=kld.n_tokens,
-            )
-        blocks.append(replace(block, refused=state.refused.get(block.block)))
-    return replace(score, perplexity=full.value, perplexity_error=full.error, blocks=blocks)
-
-
-def _with_path(score: Score, state: search.Sweep, sizes: Sequence[int]) -> Score:
-    """Return the score with one more step, whose block went last."""
-    ppl, kld = summary(state.base)
-    step = Step(
-        block=state.out[-1],
-        perplexity=ppl.value,
-        perplexity_error=ppl.error,
-        kld=kld.mean,
-        kld_error=kld.error,
-        top1=kld.top1,
-        n_scored=kld.n_tokens,
-        bytes=sum(sizes[block] for block in state.out),
-        skip_scale=state.scale,
-    )
-    return replace(score, path=[*score.path[: len(state.out) - 1], step])
+def _n_steps(n_windows: int, n_path: int, n_layer: int, halves: bool) -> int:
+    """Return the steps of the progress bar once the text is there; of halves about two go for a block."""
+    n_steps = n_path * (2 if halves else 1)
+    return n_windows * sum((1, *(_weight(k, k == n_steps, n_layer, halves) for k in range(n_steps + 1))))

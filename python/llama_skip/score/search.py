@@ -1,5 +1,8 @@
 """The greedy order in which blocks go: each time the one without which the loss is least.
 
+Where halves of blocks can go too, it is what costs least for what it saves: growth of the loss per byte, KV
+byte or millisecond.
+
 The loss of a token is its KL divergence from the full model plus its surprisal: what cross-entropy against
 the full model and the text in equal parts adds up to, short of a constant. Divergence alone does not see that
 some blocks make this text less likely.
@@ -10,7 +13,7 @@ best one retire. Who need not start follows from the divergence that a block cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,60 +22,88 @@ import numpy.typing as npt
 from llama_skip.measure.divergence import Scored, scored
 from llama_skip.model.loaded import Trace
 from llama_skip.score.runner import Logits, Runner
+from llama_skip.skipset import Unit, block_of
 
 Z = 2.0  # standard errors by which a candidate that retires diverges more than the best one
 SLACK = 2.0  # a block may have become cheaper by this factor since it was last measured
 FAR = 2.0  # a block that alone costs so many times what the path's dearest does is not measured closer
 LOSS = "kld+surprisal"
 
+Floats = npt.NDArray[np.float64]
+
 
 @dataclass
 class Sweep:
-    """One step: the model without the blocks that went, and without one more of each candidate.
+    """One step: the model without what went, and without one more of each candidate.
 
     Attributes:
-        out: the blocks that went.
+        out: what went, blocks and halves.
         alive: candidates that are still measured, cheapest first by what is known before.
         base: what the model without `out` gives, a piece for each window.
         samples: the same for each candidate; one that retired has fewer.
         refused: why a candidate cannot be left out.
-        prior: what each block cost when it was measured last; {} at the first step.
+        prior: what each candidate cost when it was measured last; {} at the first step.
         scale: what the gaps of `out` are scaled by, as for `--skip-scale`.
+        saves: what each candidate saves beyond `out`; 1 where nothing is said.
     """
 
-    out: list[int]
-    alive: list[int]
+    out: list[Unit]
+    alive: list[Unit]
     base: list[Scored] = field(default_factory=list)
-    samples: dict[int, list[Scored]] = field(default_factory=dict)
-    refused: dict[int, str] = field(default_factory=dict)
-    prior: dict[int, float] = field(default_factory=dict)
+    samples: dict[Unit, list[Scored]] = field(default_factory=dict)
+    refused: dict[Unit, str] = field(default_factory=dict)
+    prior: dict[Unit, float] = field(default_factory=dict)
     scale: str = ""
+    saves: Mapping[Unit, float] = field(default_factory=dict)
 
-    def loss(self, block: int) -> npt.NDArray[np.float64]:
-        """Return the loss without `block` too, nats, of each token it was measured on."""
-        return np.concatenate([_loss(piece) for piece in self.samples[block]])
-
-    def costs(self) -> dict[int, float]:
-        """Return by how much the mean KL divergence grows without each block, where it was measured."""
+    def costs(self) -> dict[Unit, float]:
+        """Return by how much the mean KL divergence grows without each candidate, where it was measured."""
         base = [piece.kld.mean() for piece in self.base]
         return {
-            block: float(np.mean([piece.kld.mean() for piece in pieces]) - np.mean(base[: len(pieces)]))
-            for block, pieces in self.samples.items()
+            unit: float(np.mean([piece.kld.mean() for piece in pieces]) - np.mean(base[: len(pieces)]))
+            for unit, pieces in self.samples.items()
         }
 
-    def first(self) -> list[int]:
-        """Return the candidates that do not lose more than the best one by more than chance."""
-        best = min((self.loss(block) for block in self.alive), key=lambda loss: float(loss.mean()))
+    def rate(self, unit: Unit, cost: float) -> float:
+        """Return a cost for what a candidate saves."""
+        return cost / self.saves.get(unit, 1.0)
 
-        def may_win(block: int) -> bool:
-            worse = self.loss(block) - best
+    def losses(self, unit: Unit) -> Floats:
+        """Return the loss without `unit` too, nats for what it saves, of each token it was measured on.
+
+        Something that is the same for all candidates is added to it.
+        """
+        pieces = self.samples[unit]
+        loss = np.concatenate([_loss(piece) for piece in pieces])
+        if (saves := self.saves.get(unit, 1.0)) == 1:
+            return loss
+        base: Floats = np.concatenate([_loss(piece) for piece in self.base[: len(pieces)]])
+        grown: Floats = base + (loss - base) / saves
+        return grown
+
+    def surprisal(self, unit: Unit) -> float:
+        """Return the mean surprisal in the same way."""
+        pieces = self.samples[unit]
+        mean = np.mean([piece.surprisal.mean() for piece in pieces])
+        if (saves := self.saves.get(unit, 1.0)) == 1:
+            return float(mean)
+        base = np.mean([piece.surprisal.mean() for piece in self.base[: len(pieces)]])
+        return float(base + (mean - base) / saves)
+
+    def first(self) -> list[Unit]:
+        """Return the candidates that do not lose more than the best one by more than chance."""
+        losses = {unit: self.losses(unit) for unit in self.alive}
+        best = min(losses.values(), key=lambda loss: float(loss.mean()))
+
+        def may_win(loss: Floats) -> bool:
+            worse = loss - best
             return bool(worse.mean() <= Z * worse.std() / np.sqrt(worse.size))
 
-        return [block for block in self.alive if may_win(block)]
+        return [unit for unit, loss in losses.items() if may_win(loss)]
 
-    def best(self) -> int:
-        """Return the candidate with the lowest perplexity of those."""
-        return min(self.first(), key=lambda b: np.mean([p.surprisal.mean() for p in self.samples[b]]))
+    def best(self) -> Unit:
+        """Return the candidate of those with the lowest perplexity."""
+        return min(self.first(), key=self.surprisal)
 
 
 def run(
@@ -82,6 +113,7 @@ def run(
     *,
     n_path: int,
     race: bool = True,
+    most: int | None = None,
     on_window: Callable[[], object] = lambda: None,
 ) -> None:
     """Measure a step from the window on that `state` stopped at, and add what is found to it.
@@ -92,28 +124,31 @@ def run(
         windows: of the text.
         n_path: blocks that are to go in all.
         race: False: measure every candidate on every window.
+        most: candidates of a step behind the first that are measured; None: whoever may be the best. With it
+            the first step goes no further than its choice takes, instead of measuring all that may go later.
         on_window: called after each window.
 
     Raises:
         ValueError: NaN or infinity in the logits.
     """
-    state.alive.sort(key=lambda block: state.prior.get(block, 0.0))
+    state.alive.sort(key=lambda unit: state.rate(unit, state.prior.get(unit, 0.0)))
     runner.prepare(windows, state.out, [*state.alive, *state.samples])
     for index in range(len(state.base), len(windows)):
         window = windows[index]
         alive = state.alive
-        racing = len(alive) > 1 or any(not race or block not in state.samples for block in alive)
+        racing = len(alive) > 1 or any(not race or unit not in state.samples for unit in alive)
         trace = runner.trace(window, state.out, logits_only=not racing)
         full = runner.reference(index, window) if state.out else trace.logits
         base = scored(trace.logits, window, full if state.out else None)
         if racing:
-            _measure(state, runner, window, trace, full, base, race)
+            _measure(state, runner, window, trace, full, base, race, most if state.out else None)
         state.base.append(base)
         if race and racing and state.alive:
-            if state.out:
-                state.alive = state.first()
-            elif 4 * len(state.base) >= len(windows):
+            is_late = 4 * len(state.base) >= len(windows)
+            if not state.out and (is_late or most is not None):
                 _retire_far(state, n_path)
+            if state.out or (is_late and most is not None):
+                state.alive = state.first()
         on_window()
 
 
@@ -125,31 +160,40 @@ def _measure(
     full: Logits,
     base: Scored,
     race: bool,
+    most: int | None,
 ) -> None:
     least = np.inf  # what the cheapest candidate may cost, with the doubt of one window
-    for block in list(state.alive):
-        prior = state.prior.get(block, 0.0)
-        if race and block not in state.samples and prior > SLACK * least:
-            state.alive.remove(block)  # and so are all that follow, which cost more
+    for unit in list(state.alive):
+        prior = state.rate(unit, state.prior.get(unit, 0.0))
+        is_late = prior > SLACK * least or len(state.samples) == most
+        if race and unit not in state.samples and is_late:
+            state.alive.remove(unit)  # and so are all that follow, which cost more
             continue
         try:
-            piece = scored(runner.without(window, state.out, block, trace), window, full)
+            piece = scored(runner.without(window, state.out, unit, trace), window, full)
         except ValueError as err:  # the set is refused, or there is no logit that is a number
-            state.refused[block] = str(err)
-            state.alive.remove(block)
-            state.samples.pop(block, None)
+            state.refused[unit] = str(err)
+            state.alive.remove(unit)
+            state.samples.pop(unit, None)
             continue
-        state.samples.setdefault(block, []).append(piece)
+        state.samples.setdefault(unit, []).append(piece)
         growth = piece.kld - base.kld
-        least = min(least, max(prior, float(growth.mean() + Z * growth.std() / np.sqrt(growth.size))))
+        doubt = float(growth.mean() + Z * growth.std() / np.sqrt(growth.size))
+        least = min(least, max(prior, state.rate(unit, doubt)))
 
 
 def _retire_far(state: Sweep, n_path: int) -> None:
-    """Retire blocks that alone cost much more than any on the path will."""
-    costs = state.costs()
-    limit = FAR * sorted(costs[block] for block in state.alive)[min(n_path, len(state.alive)) - 1]
-    state.alive = [block for block in state.alive if costs[block] <= limit]
+    """Retire what alone costs much more for what it saves than anything on the path will."""
+    rates = {unit: state.rate(unit, cost) for unit, cost in state.costs().items()}
+    path: list[Unit] = []
+    for unit in sorted(state.alive, key=rates.__getitem__):
+        if block_of(unit) not in map(block_of, path):
+            path.append(unit)
+        if sum(state.saves.get(other, 1.0) for other in path) >= n_path:
+            break
+    limit = FAR * rates[path[-1]]
+    state.alive = [unit for unit in state.alive if rates[unit] <= limit]
 
 
-def _loss(piece: Scored) -> npt.NDArray[np.float64]:
+def _loss(piece: Scored) -> Floats:
     return piece.kld + piece.surprisal

@@ -17,6 +17,7 @@ from comparison.libllama import Batch, Context, Library, LlamaError, Model, Over
 PROMPT = [1, 5, 9, 7, 3, 11, 2, 8, 4, 60, 33, 17]
 ROWS = [0, 1, 5, 11]
 SINGLE = [20, 21, 22]
+FLASHES = ("off", "on")
 Outcome = np.ndarray | str  # rows, or why there are none
 
 

@@ -15,7 +15,7 @@ import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from support.matrix.arch_cases import EMBEDDINGS, Set, kinds, reference, sets
 from support.matrix.arch_files import Base, Model, entry, generated, make, write
 from support.matrix.arch_oracle import pruned, zeroed
 from support.matrix.arch_recipes import COMMON, DEEPER, GENERATED, MALFORMED, NEXTN, RECIPES
-from support.matrix.arch_run import outcomes
+from support.matrix.arch_run import FLASHES, outcomes
+from support.matrix.halves import Reasons, column, reasons
 
 from comparison import builds
 from comparison.builds import Build
@@ -35,16 +36,18 @@ TESTED = ROOT / "csrc" / "set" / "arch-tested.h"
 MODELS = sorted(
     {*RECIPES, *GENERATED, *DEEPER, *(f"{n}-nextn" for n in NEXTN)} - MALFORMED.keys() - {"*", "dflash"}
 )
-FLASHES = ("off", "on")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known about one model: each set with why it is refused, or what it is compared with."""
+    """What is known about one model: each set with why it is refused, or what it is compared with, and why
+    halves of its blocks cannot go alone.
+    """
 
     model: Model
     sets: list[Set]
     refusals: list[str]
+    halves: Reasons = field(default_factory=dict)
 
     @property
     def arch(self) -> str:
@@ -72,7 +75,8 @@ class Row:
                 for s, r in zip(self.sets, self.refusals, strict=True)
                 if r
             )
-        return f"| {self.arch} | {self.model.name} | {blocks} | {compared} | {refused or 'none'} |"
+        halves = " | ".join("none" if self.whole else column(self.halves[half]) for half in ("attn", "ffn"))
+        return f"| {self.arch} | {self.model.name} | {blocks} | {compared} | {halves} | {refused or 'none'} |"
 
 
 def refusals(lib: Library, path: Path, specs: Sequence[str]) -> list[str]:
@@ -141,6 +145,7 @@ def check(stock: Build, ours: Build, bases: dict[str, Base], name: str, folder: 
         whole = np.zeros(0)
         masks = [[row.refusals[0]] * 2]
     else:
+        row = replace(row, halves=reasons(ours, path, model.n_layer))
         few = set(sets(model, every=False))
         chosen = [i for i, s in enumerate(all_sets) if every or s in few]
         whole = stock.worker.call(outcomes, path, embeddings=embeddings, flashes=("off",))[0][0]
@@ -168,6 +173,10 @@ gone, the others renumbered: for blocks that mix several streams or norm the str
 new numbers the kept blocks would be others, so no file says what is right; masked and left out are
 compared with each other. Additions of a block left out go, a factor on the whole stream stays (RWKV 6's
 halving, Gemma 4's `layer_output_scale`).
+
+Halves: which blocks can leave out their attention (`:attn`) or their feed-forward (`:ffn`) alone.
+`tests/matrix/test_half_architectures.py` compares each single one, every second, all of them, random mixes,
+and mixes with whole blocks in the same way: to the file in which the last products of these halves are zero.
 """
 
 
@@ -175,15 +184,20 @@ def document(rows: list[Row], names: list[str]) -> str:
     whole = sorted({r.arch for r in rows if r.whole})
     tested = {r.arch for r in rows} - set(whole)
     untested = [n for n in names if n not in tested and n not in whole]
+    alone = [
+        len({r.arch for r in rows if not r.whole and not all(r.halves[half])}) for half in ("attn", "ffn")
+    ]
     counts = (
         f"{len(tested)} architectures are compared, {len(whole)} are refused as a whole "
         f"({', '.join(whole)}), "
-        f"{len(untested)} are untested and need `--skip-untested`: {', '.join(sorted(untested))}."
+        f"{len(untested)} are untested and need `--skip-untested`: {', '.join(sorted(untested))}. "
+        f"Attentions can go alone in {alone[0]} of those compared, feed-forwards in {alone[1]}."
     )
     odd = "\n".join(
         f"- `{name}`, of upstream's generator, is not among them: {why}." for name, why in MALFORMED.items()
     )
-    head = "| architecture | model | blocks | sets compared | sets refused |\n|---|---|---|---|---|"
+    titles = "architecture", "model", "blocks", "sets compared", "attentions", "feed-forwards", "sets refused"
+    head = f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|"
     table = "\n".join([head, *(r.text() for r in sorted(rows, key=lambda r: (r.arch, r.model.name)))])
     return "\n".join([INTRO, textwrap.fill(counts, 120), "", odd, "", table, ""])
 

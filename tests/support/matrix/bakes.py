@@ -18,8 +18,7 @@ import numpy as np
 from support.matrix.arch_cases import EMBEDDINGS, Set, sets
 from support.matrix.arch_files import Base, Model, generated, make, write
 from support.matrix.arch_recipes import COMPUTED
-from support.matrix.arch_run import outcomes
-from support.matrix.architectures import FLASHES
+from support.matrix.arch_run import FLASHES, outcomes
 from support.matrix.architectures import MODELS as ALL
 
 from comparison import builds

@@ -23,6 +23,9 @@ CONTEXTS: Contexts = {
     "mask 13": ({}, ("13", None)),
     "mask 13 scaled": ({}, ("13", "0.5")),
     "mask 14": ({}, ("14", None)),
+    "skip 13:attn": (skip("13:attn"), (None, None)),
+    "mask 13:attn": ({}, ("13:attn", None)),
+    "mask 13:ffn": ({}, ("13:ffn", None)),
 }
 
 
