@@ -10,6 +10,11 @@ set(LLAMA_BUILD_APP       OFF CACHE BOOL "llama: build the unified binary")
 set(LLAMA_BUILD_UI        OFF CACHE BOOL "llama: build the embedded Web UI for server")
 set(LLAMA_USE_PREBUILT_UI OFF CACHE BOOL "llama: use prebuilt UI from HF Bucket when available")
 set(GGML_RPC              ON  CACHE BOOL "ggml: use RPC")
-if(NOT CMAKE_CROSSCOMPILING)
-    set(GGML_NATIVE       ON  CACHE BOOL "ggml: optimize the build for the current system")
+if(GGML_BACKEND_DL) # a build for any machine: its back-ends are loaded when it runs, the variant that suits the processor
+    set(GGML_CPU_ALL_VARIANTS ON  CACHE BOOL "ggml: build all variants of the CPU backend (requires GGML_BACKEND_DL)")
+    set(GGML_NATIVE           OFF CACHE BOOL "ggml: optimize the build for the current system")
+    # a copy of OpenSSL would look for certificates where the machine that built it has them
+    set(LLAMA_OPENSSL         OFF CACHE BOOL "llama: use openssl to support HTTPS")
+elseif(NOT CMAKE_CROSSCOMPILING)
+    set(GGML_NATIVE           ON  CACHE BOOL "ggml: optimize the build for the current system")
 endif()

@@ -103,8 +103,11 @@ def read_series() -> list[tuple[str, str]]:
     return [(name, (folder / name).read_bytes().decode()) for name in names]
 
 
-def apply_patch(name: str, text: str, tree: Tree) -> None:
-    """Apply one unified diff to the tree, exactly: no fuzz, and only where there is one possible place."""
+def apply_patch(name: str, text: str, tree: Tree) -> list[str]:
+    """Apply one unified diff to the tree, exactly: no fuzz, and only where there is one possible place.
+
+    Returns why hunks were refused, one reason each.
+    """
     try:
         from unidiff.errors import UnidiffParseError
         from unidiff.patch import PatchSet
@@ -117,6 +120,7 @@ def apply_patch(name: str, text: str, tree: Tree) -> None:
         raise VendorError(f"patch {name} is malformed: {e}") from None
     if not files:
         raise VendorError(f"patch {name} changes no file")
+    refused: list[str] = []
     for file in files:
         path = file.path
         if file.is_removed_file or file.is_rename or file.is_binary_file:
@@ -128,11 +132,13 @@ def apply_patch(name: str, text: str, tree: Tree) -> None:
             lines = [*(line.value.rstrip("\n") for hunk in file for line in hunk), ""]
         else:
             lines = tree[path].decode("utf-8", "surrogateescape").split("\n")
-            apply_hunks(f"patch {name}: {path}", file, lines)
+            refused += apply_hunks(f"patch {name}: {path}", file, lines)
         tree[path] = "\n".join(lines).encode("utf-8", "surrogateescape")
+    return refused
 
 
-def apply_hunks(where: str, hunks: "list[Hunk]", lines: list[str]) -> None:
+def apply_hunks(where: str, hunks: "list[Hunk]", lines: list[str]) -> list[str]:
+    refused: list[str] = []
     done = 0  # lines before this one are final
     drift = 0  # how far from its stated line the last hunk was found
     for number, hunk in enumerate(hunks, 1):
@@ -140,10 +146,15 @@ def apply_hunks(where: str, hunks: "list[Hunk]", lines: list[str]) -> None:
         new = [line.value.rstrip("\n") for line in hunk if line.is_context or line.is_added]
         stated = hunk.target_start - 1
         which = f"{where}: hunk {number} (line {hunk.source_start})"
-        at = find_hunk(lines, old, done, stated + drift, hunk.section_header, which)
+        try:
+            at = find_hunk(lines, old, done, stated + drift, hunk.section_header, which)
+        except VendorError as e:
+            refused.append(str(e))
+            continue
         lines[at : at + len(old)] = new
         drift = at - stated
         done = at + len(new)
+    return refused
 
 
 def find_hunk(lines: list[str], old: list[str], start: int, stated: int, heading: str, where: str) -> int:
@@ -204,8 +215,10 @@ def lay_out(folder: Path, *, source: Path | None, member: str, patched: bool) ->
         tree = {path.relative_to(source).as_posix(): path.read_bytes() for path in checkout}
     else:
         tree = read_sdist(fetch_sdist(pin), member)
-    for name, text in series:
-        apply_patch(name, text, tree)
+    refused = [reason for name, text in series for reason in apply_patch(name, text, tree)]
+    if refused:
+        hunks = sum(len(re.findall("^@@ ", text, re.MULTILINE)) for _, text in series)
+        raise VendorError("\n".join([*refused, f"{len(refused)} of {hunks} hunks do not apply"]))
     stamp_file.unlink(missing_ok=True)  # a tree without a stamp is filled again
     written = sync(tree, folder)
     stamp_file.write_text(stamp)

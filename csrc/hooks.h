@@ -4,14 +4,15 @@
 // headers through them: what stands here includes no header of upstream's that the patches change.
 
 // load.patch
-#include "set/skip.h"       // llama_hparams::skip, llama_skip_tensor()
-#include "set/blocks.h"     // llama_skip_block_of()
-#include "set/overrides.h"  // llama_skip_is_override()
-#include "bypass/buffers.h" // llama_skip_bypass_sizes()
-#include "disk/context.h"   // llama_skip_disk_start()
-#include "load/load.h"      // llama_skip_load(), llama_skip_load_bypasses(), llama_model::skip
-#include "load/baked.h"     // llama_skip_adapter_tensor(), llama_skip_check_imatrix()
-#include "load/files.h"     // llama_model_loader::skip, llama_skip_buffer_size()
+#include "set/skip.h"          // llama_hparams::skip, llama_skip_tensor()
+#include "set/blocks.h"        // llama_skip_block_of()
+#include "set/overrides.h"     // llama_skip_is_override()
+#include "bypass/buffers.h"    // llama_skip_bypass_sizes()
+#include "disk/context.h"      // llama_skip_disk_start()
+#include "load/load.h"         // llama_skip_load(), llama_skip_load_bypasses(), llama_model::skip
+#include "load/baked.h"        // llama_skip_adapter_tensor(), llama_skip_check_imatrix()
+#include "load/files.h"        // llama_model_loader::skip, llama_skip_buffer_size()
+#include "backends/backends.h" // llama_skip_load_backends()
 
 // load.patch, graph.patch and context.patch
 #include "graph/graph.h" // llama_skip_build_graph(), _expand_inputs(), _state(), _bypass(), _check_graph(), _graph_ok()

@@ -1,5 +1,7 @@
 #include "bindings/devices.h"
 
+#include "backends/backends.h"
+
 #include "llama.h"
 
 #include <algorithm>
@@ -11,7 +13,10 @@ static std::mutex registry_mutex;
 
 void devices_init() {
     static std::once_flag once;
-    std::call_once(once, llama_backend_init);
+    std::call_once(once, []() {
+        llama_backend_init();
+        llama_skip_load_backends(); // linked ones keep it from looking for more
+    });
 }
 
 static bool is_rpc(ggml_backend_dev_t dev) {

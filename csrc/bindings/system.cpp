@@ -1,5 +1,6 @@
 #include "bindings/system.h"
 
+#include "backends/backends.h"
 #include "bindings/devices.h"
 #include "bindings/threads/gil.h"
 #include "bindings/log-scope.h"
@@ -9,10 +10,7 @@
 #include "llama-skip.h"
 
 #include <pybind11/stl.h>
-
-#ifndef _WIN32
-#include <dlfcn.h>
-#endif
+#include <pybind11/stl/filesystem.h>
 
 struct py_device {
     std::string name;
@@ -64,14 +62,30 @@ static std::vector<std::string> backends() {
     return res;
 }
 
-static std::string library_path() {
-#ifndef _WIN32
-    Dl_info info = {};
-    if (dladdr((const void *) llama_skip_version, &info) != 0 && info.dli_fname != nullptr) {
-        return info.dli_fname;
+// the library that each back-end is in, in the order of backends(); empty for the servers of others
+static std::vector<std::filesystem::path> backend_libraries() {
+    devices_init();
+
+    std::vector<std::filesystem::path> res;
+    for (size_t i = 0; i < ggml_backend_reg_count(); ++i) {
+        res.push_back(llama_skip_library_of(ggml_backend_reg_get(i)));
     }
-#endif
-    return "";
+    return res;
+}
+
+static void load_backend(const std::filesystem::path & path) {
+    const without_gil nogil;
+    devices_init();
+    log_scope log;
+    if (ggml_backend_load(path.u8string().c_str()) == nullptr) {
+        const std::string reasons = log.message("");
+        throw std::runtime_error(
+            reasons.empty() ? "this system lacks what it was built for" : reasons.substr(1)); // behind the newline
+    }
+}
+
+static std::filesystem::path library_path() {
+    return llama_skip_library_of((const void *) llama_skip_version);
 }
 
 static void check_skip(const std::string & path, const std::string & layers, const std::string & scale,
@@ -102,6 +116,9 @@ void register_system(py::module_ & m) {
     m.def("source_version", []() { return LLAMA_SKIP_SOURCE_VERSION; });
     m.def("library_path", library_path);
     m.def("backends", backends);
+    m.def("backend_libraries", backend_libraries);
+    m.def("backend_folder", llama_skip_backend_folder);
+    m.def("load_backend", load_backend, py::arg("path"));
     m.def("devices", devices);
     m.def("check_skip", check_skip, py::arg("path"), py::arg("layers"), py::arg("scale"), py::arg("name_layers"),
         py::arg("name_scale"));

@@ -7,8 +7,15 @@
 Blocks are numbered as in the file, from 0, and ranges are inclusive. Everything is imported when first used.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":  # an extension module's libraries are looked for in such folders, not on PATH
+    for _folder in __path__:
+        if os.path.isdir(os.path.join(_folder, "bin")):
+            os.add_dll_directory(os.path.join(os.path.abspath(_folder), "bin"))
 
 if TYPE_CHECKING:
     from llama_skip.bake.bake import Baked, bake_model

@@ -1,6 +1,7 @@
 """Console scripts that become the patched llama.cpp tools in llama_skip/bin."""
 
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -23,6 +24,7 @@ def run(name: str) -> int:
         return 1
     command = [str(tool), *sys.argv[1:]]
     if os.name == "nt":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tool's, which is of the same console
         return subprocess.call(command)
     os.execv(tool, command)
 

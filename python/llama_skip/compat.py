@@ -34,7 +34,7 @@ def use() -> Path:
         RuntimeError: llama_cpp is already imported with another library.
         ImportError: the installed llama-cpp-python is of another release than the llama.cpp of this package.
     """
-    folder = Path(_core.library_path()).resolve().parent
+    folder = _core.library_path().resolve().parent
     if "llama_cpp" in sys.modules and os.environ.get("LLAMA_CPP_LIB_PATH") != str(folder):
         raise RuntimeError(IMPORTED)
     try:

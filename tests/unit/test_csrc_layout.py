@@ -11,6 +11,7 @@ CSRC = ROOT / "csrc"
 # bottom up; a file is of the longest entry that it begins with
 ORDER = [
     "llama-skip.h",
+    "backends",
     "set",
     "bypass",
     "plan",

@@ -31,6 +31,11 @@ def test_json_and_text_say_the_same() -> None:
     assert first == doctor.summary(report)
     assert f"library: {report['library']}" in rest
     assert sum(line.startswith("device: ") for line in rest) == len(report["devices"])
+    loaded = [b for b in report["backend_libraries"] if b["backend"]]
+    assert {b["backend"] for b in loaded} == {*report["backends"]}
+    assert all(
+        Path(b["path"]).is_file() and f"loaded:  {b['backend']} from {b['path']}" in rest for b in loaded
+    )
 
 
 def test_tools_on_path_need_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import llama_skip
 import pytest
+from llama_skip import _core
 from llama_skip.cli import VERBS, main
 
 LIST = Path(__file__).with_name("interface.txt")  # a new name is a line here; none may go
@@ -45,6 +46,12 @@ def test_nothing_that_others_use_has_gone(capsys: pytest.CaptureFixture[str]) ->
         assert done.returncode == 0, done.stderr
 
 
+def test_the_reference_has_every_public_name() -> None:
+    page = Path(__file__).parents[2] / "docs" / "site" / "reference.md"
+    there = re.findall(r"^::: llama_skip\.(\w+)$", page.read_text(), re.MULTILINE)
+    assert sorted(there) == sorted({*llama_skip.__all__} - {"__version__"})
+
+
 def test_console_scripts() -> None:
     scripts = {
         e.name: e.value for e in entry_points(group="console_scripts") if e.value.startswith("llama_skip")
@@ -54,3 +61,11 @@ def test_console_scripts() -> None:
     for value in scripts.values():
         module, _, name = value.partition(":")
         assert callable(getattr(import_module(module), name))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"llama-skip {version('llama-skip')} (llama.cpp {_core.upstream()})\n"
+    assert llama_skip.__version__ == version("llama-skip")

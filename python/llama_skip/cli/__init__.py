@@ -29,7 +29,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from llama_skip import _core
 
-        parser.exit(message=f"llama-skip {_core.version()} (llama.cpp {_core.upstream()})\n")
+        print(f"llama-skip {_core.version()} (llama.cpp {_core.upstream()})")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

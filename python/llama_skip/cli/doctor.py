@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TypedDict
@@ -27,6 +27,14 @@ class Device(TypedDict):
     memory_total: float
 
 
+class Library(TypedDict):
+    """A library of a back-end: the back-end's name where it was loaded, else "" and the reason why not."""
+
+    path: str
+    backend: str
+    reason: str
+
+
 class Report(TypedDict):
     """What `llama-skip doctor --json` prints."""
 
@@ -34,6 +42,8 @@ class Report(TypedDict):
     upstream: str
     library: str
     backends: list[str]
+    backend_folder: str
+    backend_libraries: list[Library]
     devices: list[Device]
     warnings: list[str]
 
@@ -54,11 +64,43 @@ def examine() -> Report:
     return {
         "version": _core.version(),
         "upstream": _core.upstream(),
-        "library": _core.library_path(),
+        "library": str(_core.library_path()),
         "backends": _core.backends(),
+        "backend_folder": str(_core.backend_folder()),
+        "backend_libraries": libraries(),
         "devices": devices,
         "warnings": shadowed(installed_tools()),
     }
+
+
+def libraries() -> list[Library]:
+    """Return the libraries of back-ends, the loaded ones first, then those in their folder that were not."""
+    names = zip(_core.backends(), _core.backend_libraries(), strict=True)
+    loaded = {path.resolve(): name for name, path in names if path.name}  # a server's has none
+    folder = _core.backend_folder()
+    found = [*folder.glob("libggml-*.so"), *folder.glob("ggml-*.dll")]
+    if path := os.environ.get("GGML_BACKEND_PATH"):
+        found.append(Path(path))
+    others = sorted({path.resolve() for path in found if kind(path) != "base"} - loaded.keys())
+    best = {kind(path): path.name for path in loaded}
+    report: list[Library] = [{"path": str(p), "backend": name, "reason": ""} for p, name in loaded.items()]
+    return report + [{"path": str(p), "backend": "", "reason": reason(p, best)} for p in others]
+
+
+def kind(path: Path) -> str:
+    """Return which back-end a file is of: `cpu` for libggml-cpu-haswell.so."""
+    return path.name.removeprefix("lib").removeprefix("ggml-").partition(".")[0].partition("-")[0]
+
+
+def reason(path: Path, loaded: Mapping[str, str]) -> str:
+    """Return why llama.cpp did not load a library, by trying where none of its kind is loaded."""
+    if kind(path) in loaded:
+        return f"one of a kind is enough, {loaded[kind(path)]} suits this processor better"
+    try:
+        _core.load_backend(path)
+    except RuntimeError as err:
+        return " ".join(str(err).split()).replace(f"{path}: ", "").replace(str(path), path.name)
+    return "llama.cpp looks for no back-end of this name: GGML_BACKEND_PATH names a file to load"
 
 
 def installed_tools() -> list[Path]:
@@ -112,6 +154,15 @@ def _print(report: Report, *, as_json: bool) -> int:
         return 0
     print(summary(report))
     print(f"library: {report['library']}")
+    print(f"back-ends are looked for in {report['backend_folder']}")
+    left: dict[str, list[str]] = {}
+    for lib in report["backend_libraries"]:
+        if lib["backend"]:
+            print(f"loaded:  {lib['backend']} from {lib['path']}")
+        else:
+            left.setdefault(lib["reason"], []).append(Path(lib["path"]).name)
+    for why, names in left.items():
+        print(f"left:    {', '.join(names)}: {why}")
     for d in report["devices"]:
         memory = f", {d['memory_free']:.0f} of {d['memory_total']:.0f} MiB free" if d["memory_total"] else ""
         print(f"device:  {d['name']}: {d['description']} ({d['type']}, {d['backend']}{memory})")

@@ -86,7 +86,7 @@ def _score(args: argparse.Namespace) -> int:
             print(f"stopped; the same command goes on from {output}", file=sys.stderr)
         raise
     print(f"written: {output}", file=sys.stderr)
-    print(Path(output).read_text() if args.json else "\n".join(table(score)))
+    print(Path(output).read_text(encoding="utf-8") if args.json else "\n".join(table(score)))
     return 0
 
 

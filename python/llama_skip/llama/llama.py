@@ -23,11 +23,12 @@ Self = TypeVar("Self", bound="Llama")
 class Llama(WritingModel):
     """A GGUF model with chosen blocks left out, with llama-cpp-python's names, defaults and results.
 
-    >>> llm = Llama("model.gguf", skip_layers="10-20", n_ctx=2048)
-    >>> llm("Once upon a time,", max_tokens=32)["choices"][0]["text"]
-
     Methods may be called from several threads and wait for each other. A stream, or generate(), that is
     resumed after something else was evaluated raises RuntimeError.
+
+    Examples:
+        >>> llm = Llama("model.gguf", skip_layers="13-14", n_ctx=2048)
+        >>> llm("Once upon a time,", max_tokens=32)["choices"][0]["text"]
     """
 
     logits_to_logprobs = staticmethod(logits_to_logprobs)
@@ -128,10 +129,10 @@ class Llama(WritingModel):
                 one token a slot instead of n_batch.
             n_threads, n_threads_batch: threads for single tokens (default: half of the processors that
                 this process may use) and batches (all of them).
-            rope_scaling_type, pooling_type, attention_type, rope_freq_base, rope_freq_scale, yarn_ext_factor,
-                yarn_attn_factor, yarn_beta_fast, yarn_beta_slow, yarn_orig_ctx, offload_kqv, op_offload,
-                swa_full,
-                no_perf: as in llama_context_params.
+            rope_scaling_type, pooling_type, attention_type, rope_freq_base, rope_freq_scale: as in
+                llama_context_params.
+            yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow, yarn_orig_ctx: the same.
+            offload_kqv, op_offload, swa_full, no_perf: the same.
             logits_all: keep the logits of all tokens in `scores`.
             embedding: let embed() and create_embedding() work.
             hidden_states: let hidden_states() work.
@@ -241,7 +242,7 @@ class Llama(WritingModel):
             truncate: cut a text to n_batch tokens instead of raising.
 
         Returns:
-            [n_embd] a text, or without pooling (see pooling_type()) [n_tokens][n_embd]; the scores of a
+            `[n_embd]` a text, or without pooling (see pooling_type()) `[n_tokens][n_embd]`; the scores of a
             ranking model.
 
         Raises:

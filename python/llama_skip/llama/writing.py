@@ -46,9 +46,9 @@ class WritingModel(LoadedModel):
         """Return a token by the logits of the last token that was evaluated; it is not evaluated itself.
 
         Args:
-            top_k, top_p, min_p, typical_p, temp, repeat_penalty, frequency_penalty, presence_penalty,
-                mirostat_mode, mirostat_tau, mirostat_eta, logits_processor, grammar: as in
-                    create_completion().
+            top_k, top_p, min_p, typical_p, temp, mirostat_mode, mirostat_tau, mirostat_eta: as in
+                create_completion().
+            repeat_penalty, frequency_penalty, presence_penalty, logits_processor, grammar: the same.
 
         Raises:
             ValueError: as by create_completion().
@@ -101,9 +101,10 @@ class WritingModel(LoadedModel):
 
         Args:
             tokens: the prompt.
-            top_k, top_p, min_p, typical_p, temp, repeat_penalty, frequency_penalty, presence_penalty,
-                mirostat_mode, mirostat_tau, mirostat_eta, logits_processor, grammar, stopping_criteria: as in
+            top_k, top_p, min_p, typical_p, temp, mirostat_mode, mirostat_tau, mirostat_eta: as in
                 create_completion().
+            repeat_penalty, frequency_penalty, presence_penalty, logits_processor, grammar: the same.
+            stopping_criteria: the same.
             reset: let `tokens` begin the context; if false they follow what it holds.
 
         Raises:
@@ -278,9 +279,9 @@ class WritingModel(LoadedModel):
             template_options: variables of the template, such as {"enable_thinking": False}.
             reasoning_format: llama.cpp's: "none" leaves the model's thoughts in the content, "deepseek" puts
                 them into reasoning_content.
-            temperature, top_p, min_p, typical_p, top_k, stream, stop, seed, frequency_penalty,
-                presence_penalty, repeat_penalty, mirostat_mode, mirostat_tau, mirostat_eta, model,
-                logits_processor, grammar, logit_bias: as in create_completion().
+            temperature, top_p, min_p, typical_p, top_k, stream, stop, seed, model: as in create_completion().
+            frequency_penalty, presence_penalty, repeat_penalty, logits_processor, logit_bias: the same.
+            mirostat_mode, mirostat_tau, mirostat_eta, grammar: the same.
 
         Returns:
             OpenAI's `chat.completion`, or an iterator over its chunks. finish_reason is "tool_calls" where

@@ -95,8 +95,8 @@ class Score:
         complete: whether the path is as long as was asked for.
         perplexity, perplexity_error: of the full model.
         blocks: each block of the file alone.
-        angular: [l][n - 1]: angular distance, 0 to 1, between what enters block l and block l + n, mean over
-            all tokens (Gromov et al.); None where it is not known.
+        angular: `[l][n - 1]`: angular distance, 0 to 1, between what enters block l and block l + n, mean
+            over all tokens (Gromov et al.); None where it is not known.
         path: the greedy order.
         halves: each half of a block alone, for a path that was chosen among them too.
     """

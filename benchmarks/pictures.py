@@ -1,0 +1,81 @@
+"""Pictures of docs/quality.md, from its tables: python benchmarks/pictures.py
+
+For each model the perplexity over the weights that are loaded: the greedy path with nothing in its gaps, the
+same healed, and smaller quantizations of the same file.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PATHS = {"identity": "blocks left out", "healed": "left out and healed"}
+Row = dict[str, str]
+
+
+def tables(text: str) -> dict[str, list[Row]]:
+    """Return the rows of each model's tables, in order."""
+    found: dict[str, list[Row]] = {}
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        heading, _, body = section.partition("\n")
+        lines = [line.strip("| ").split(" | ") for line in body.splitlines() if line.startswith("| ")]
+        if lines and lines[0][0] == "share":
+            names, *rows = [[cell.strip() for cell in line] for line in lines]
+            found.setdefault(heading.partition(",")[0], []).extend(
+                dict(zip(names, row, strict=False)) for row in rows
+            )
+    return found
+
+
+def draw(model: str, rows: list[Row], path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    full = next(row for row in rows if row["chosen by"] == "full model")
+    for fill, label in PATHS.items():
+        # the last table of a model is that of the default
+        greedy = {row["share"]: row for row in rows if row["chosen by"] == "greedy" and row["gap"] == fill}
+        points = [full, *greedy.values()]
+        axes.plot(
+            [float(row["MiB"]) for row in points],
+            [float(row["perplexity"]) for row in points],
+            "o-",
+            label=label,
+        )
+        for share, row in greedy.items():
+            at = (float(row["MiB"]), float(row["perplexity"]))
+            axes.annotate(share, at, xytext=(6, 4), textcoords="offset points", fontsize=8)
+    quants = [row for row in rows if row["share"] == "0%" and row["chosen by"] != "full model"]
+    axes.plot(
+        [float(row["MiB"]) for row in quants],
+        [float(row["perplexity"]) for row in quants],
+        "s",
+        color="black",
+        label="smaller quantization",
+    )
+    for row in quants:
+        at = (float(row["MiB"]), float(row["perplexity"]))
+        axes.annotate(row["chosen by"], at, xytext=(6, -10), textcoords="offset points", fontsize=8)
+    axes.set(title=model, xlabel="weights loaded, MiB", ylabel="perplexity (judging text)", yscale="log")
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_minor_formatter("{x:.0f}")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    matplotlib.rcParams["svg.hashsalt"] = "llama-skip"
+    folder = DOCS / "pictures"
+    folder.mkdir(exist_ok=True)
+    for model, rows in tables((DOCS / "quality.md").read_text(encoding="utf-8")).items():
+        draw(model, rows, folder / f"quality-{model.split('-')[0].lower()}.svg")
+
+
+if __name__ == "__main__":
+    main()
