@@ -1,6 +1,6 @@
-# llama-server with blocks left out, on any x86-64 or arm64 processor:
+# llama-server with a depth for each request, on any x86-64 or arm64 processor:
 #   docker build -t llama-skip .
-#   docker run -p 8080:8080 -v ./models:/models:ro llama-skip -m /models/model.gguf --skip-layers auto:20%
+#   docker run -p 8080:8080 -v ./models:/models:ro llama-skip -m /models/model.gguf --skip-tier fast=auto:20%
 FROM python:3.13-slim-bookworm AS build
 # hadolint ignore=DL3008
 RUN apt-get update \

@@ -165,7 +165,11 @@ int32_t llama_skip_layer_index(const char * path_model, const llama_model_kv_ove
 
 bool llama_skip_set_mask(llama_context * ctx, const char * layers, const char * scale) {
     try {
-        ctx->skip_set(llama_skip_make_mask(ctx->get_model(), layers, scale));
+        const llama_skip_set set = llama_skip_make_mask(ctx->get_model(), layers, scale);
+        if (set.skip != ctx->get_cparams().skip) {
+            ctx->skip_check(set);
+            ctx->skip_use(set);
+        }
         return true;
     } catch (const std::exception & err) {
         last_error = err.what();

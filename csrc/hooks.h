@@ -33,5 +33,8 @@ struct llama_skip_set;       // load/resolve.h
 #include "common/companions.h" // common_skip_is_companion()
 #include "common/props.h"      // common_skip_props()
 
+// server.patch
+#include "tiers/tiers.h" // common_skip_tiers, common_skip_request, common_skip_start(), _end(), ...
+
 // bench.patch
 #include "common/bench.h" // common_skip_bench_*(), common_skip_overrides()

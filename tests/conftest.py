@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.matrix.arch_files import Base, generated
+from support.matrix.arch_files import Base, generated, write
+from support.matrix.arch_files import make as make_model
 from support.rpc import Proxy, rpc_device
 from support.tiny import blocks, random_model, small_vocab
 
@@ -82,6 +83,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     vocab = small_vocab(folder / "vocab.gguf")
     return random_model(folder / "small.gguf", vocab, "qwen3", 4, blocks(4, post_norm="ffn_norm"), {})
+
+
+@pytest.fixture(scope="session")
+def windows(stock: Build, bases: dict[str, Base], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model most of whose blocks see eight tokens."""
+    folder = tmp_path_factory.mktemp("windows")
+    model = make_model(stock, folder, bases, "gemma3-dense")
+    key = "gemma3.attention.sliding_window"
+    metadata = [(k, 8 if k == key else v, *rest) for k, v, *rest in model.metadata]
+    assert key in dict(m[:2] for m in metadata)
+    return write(folder / "windows.gguf", model.arch, metadata, model.tensors)
 
 
 @pytest.fixture

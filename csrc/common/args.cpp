@@ -5,6 +5,7 @@
 #include "common/disk-args.h"
 #include "common/flags.h"
 #include "common/props.h"
+#include "tiers/args.h"
 #include "load/check.h"
 #include "set/overrides.h"
 
@@ -54,6 +55,7 @@ void common_skip_add_args(const std::function<void(common_arg)> & add_opt) {
                 .set_spec()
                 .set_env("LLAMA_ARG_SKIP_LAYERS_DRAFT"));
     common_skip_disk_add_args(add_opt);
+    common_skip_tier_add_args(add_opt);
 }
 
 static std::vector<llama_model_kv_override> terminated(std::vector<llama_model_kv_override> overrides) {
@@ -149,6 +151,7 @@ void common_skip_finish(common_params & params) {
 
     // a value that the grammar refuses needs no model
     common_skip_disk_check(params);
+    common_skip_tier_check(params.skip_tiers);
     check_path("", params.skip_layers, params.skip_scale, "--skip-layers", "--skip-scale");
     check_path("", draft.skip_layers, "", "--skip-layers-draft", "");
 

@@ -3,6 +3,9 @@
 #include "llama-skip.h"
 
 #include "disk/context.h"
+#include "tiers/tiers.h"
+
+#include "json.h"
 
 #include <nlohmann/json.hpp>
 
@@ -32,8 +35,12 @@ void common_skip_props_loaded(const llama_model * model) {
     }
 }
 
-std::function<std::string(bool)> common_skip_props(const llama_model * model) {
+std::function<std::string(bool)> common_skip_props(const llama_model * model, const common_skip_tiers & tiers) {
     const int32_t n_layer = llama_model_n_layer(model);
+    auto          depths  = nlohmann::ordered_json::object();
+    for (const auto & [name, layers] : tiers.depths()) {
+        depths[name] = layers;
+    }
 
     nlohmann::ordered_json props = {
         { "layers", llama_model_skip_layers(model) },
@@ -44,6 +51,7 @@ std::function<std::string(bool)> common_skip_props(const llama_model * model) {
         { "bytes_not_loaded", llama_model_skipped_size(model) },
         { "disk_layers", llama_model_disk_layers(model) },
         { "disk_scale", llama_model_disk_scale(model) },
+        { "tiers", depths },
     };
     return [props](bool is_sleeping) {
         std::pair<uint64_t, uint64_t> n_bytes; // mapped, resident
@@ -56,4 +64,15 @@ std::function<std::string(bool)> common_skip_props(const llama_model * model) {
         res["disk_mib_resident"] = mib(n_bytes.second);
         return res.dump();
     };
+}
+
+common_json common_skip_models(const common_json & own, const std::string & props) {
+    const auto  known = nlohmann::ordered_json::parse(props).at("tiers");
+    common_json res   = common_json::array({ own });
+    for (const auto & tier : known.items()) {
+        common_json model = own;
+        model["id"]       = own.at("id").get<std::string>() + "@" + tier.key();
+        res.push_back(model);
+    }
+    return res;
 }

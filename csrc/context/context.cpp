@@ -22,23 +22,19 @@ bool llama_context::skip_can_cvec(int32_t il_start, int32_t il_end) const {
     return reason.empty();
 }
 
-void llama_context::skip_set(const llama_skip_set & set) {
-    const llama_skip & skip = set.skip;
-    if (skip == cparams.skip) {
-        return;
-    }
+void llama_context::skip_check(const llama_skip_set & set) {
     llama_skip_mask directions;
     for (int32_t il = 0; il < (int32_t) model.hparams.n_layer(); ++il) {
         directions.set(il, cvec->tensor_for(il) != nullptr);
     }
-    const std::string reason = llama_skip_cvec_refusal(model, skip, directions);
+    const std::string reason = llama_skip_cvec_refusal(model, set.skip, directions);
     if (!reason.empty()) {
         throw std::invalid_argument("mask: " + reason);
     }
     synchronize();
 
     const llama_skip prev = cparams.skip;
-    cparams.skip          = skip;
+    cparams.skip          = set.skip;
     try {
         if (sched && !model.hparams.no_alloc) {
             sched_reserve();
@@ -50,7 +46,14 @@ void llama_context::skip_set(const llama_skip_set & set) {
         sched_need_reserve = true;
         throw;
     }
-    skip_bypasses = set.bypasses; // no graph refers to the old ones any more
+    cparams.skip = prev;
+}
+
+void llama_context::skip_use(const llama_skip_set & set) {
+    if (set.skip != cparams.skip) {
+        cparams.skip  = set.skip;
+        skip_bypasses = set.bypasses; // no graph that is still to run refers to the old ones
+    }
 }
 
 bool llama_context::skip_can_decode(const llama_batch_ext & batch) {

@@ -1,11 +1,14 @@
 #include "context/mask.h"
 
+#include "context/state.h"
+
 #include "bypass/buffers.h"
 #include "load/load.h"
 #include "load/make.h"
 #include "plan/header.h"
 #include "set/spec.h"
 
+#include "llama-context.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
@@ -165,4 +168,26 @@ llama_skip_set llama_skip_make_mask(const llama_model & model, const char * laye
         log_plan(res.skip, plan);
     }
     return res;
+}
+
+std::shared_ptr<const llama_skip_made_mask> llama_skip_make_mask(llama_context & ctx, const std::string & layers) {
+    const llama_model & model = ctx.get_model();
+    auto                res   = std::make_shared<llama_skip_made_mask>();
+
+    static_cast<llama_skip_set &>(*res) = llama_skip_make_mask(model, layers.c_str(), nullptr);
+
+    res->loaded = &model.hparams.skip;
+    res->layers = llama_skip_set_str(res->skip, model.hparams.n_layer());
+    res->tag    = llama_skip_saved_tag(model, res->skip);
+    ctx.skip_check(*res);
+    return res;
+}
+
+bool llama_skip_made_mask::lacks(const llama_skip_made_mask * other) const {
+    return (skip.no_cache() & ~(other ? other->skip : *loaded).no_cache()).any();
+}
+
+void llama_skip_use_mask(llama_context & ctx, const llama_skip_made_mask * mask) {
+    ctx.skip_use(
+        mask ? static_cast<const llama_skip_set &>(*mask) : llama_skip_set{ ctx.get_model().hparams.skip, nullptr });
 }

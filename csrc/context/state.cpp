@@ -14,9 +14,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <stdexcept>
 
 static constexpr uint32_t state_magic = 0x70696b73; // "skip"
+
+static constexpr uint32_t max_tag = 1 << 20; // bytes; longer ones are no tags
 
 static const std::string weights_word = "weights ";
 
@@ -36,10 +40,28 @@ std::string llama_skip_make_tag(const llama_skip & loaded, const llama_skip & sk
     return tag;
 }
 
-static std::string state_tag(const llama_model & model, const llama_skip & skip) {
+std::string llama_skip_saved_tag(const llama_model & model, const llama_skip & skip) {
     const std::string tag = llama_skip_make_tag(model.hparams.skip, skip);
     const std::string id  = tag.empty() ? "" : llama_skip_weights_id(model);
     return id.empty() ? tag : weights_word + id + ", " + tag;
+}
+
+std::string llama_skip_file_tag(const std::string & path) {
+    std::ifstream file(std::filesystem::u8path(path), std::ios::binary);
+    const auto    read = [&] {
+        uint32_t value = 0;
+        file.read(reinterpret_cast<char *>(&value), sizeof(value));
+        return value;
+    };
+    read(); // the kind of file
+    read(); // its version
+    file.seekg(sizeof(llama_token) * (std::streamoff) read(), std::ios::cur);
+    if (read() != state_magic) {
+        return "";
+    }
+    std::string tag(std::min<uint32_t>(read(), max_tag), 0);
+    file.read(tag.data(), tag.size());
+    return file ? tag : "";
 }
 
 void llama_context::skip_state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
@@ -52,7 +74,7 @@ void llama_context::skip_state_write(llama_io_write_i & io, llama_seq_id seq_id)
                                         "them or mask the blocks again",
             llama_skip_layers_str(missing).c_str()));
     }
-    const std::string tag = state_tag(model, cparams.skip);
+    const std::string tag = llama_skip_saved_tag(model, cparams.skip);
     if (!tag.empty()) {
         io.write(&state_magic, sizeof(state_magic));
         io.write_string(tag);
@@ -106,7 +128,7 @@ private:
 } // namespace
 
 std::unique_ptr<llama_io_read_i> llama_context::skip_state_reader(llama_io_read_i & io) const {
-    const std::string tag = state_tag(model, cparams.skip);
+    const std::string tag = llama_skip_saved_tag(model, cparams.skip);
     if (!tag.empty()) {
         uint32_t magic = 0;
         io.read(&magic, sizeof(magic));

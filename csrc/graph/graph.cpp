@@ -8,6 +8,7 @@
 #include "llama-context.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
+#include "llama-memory-recurrent.h"
 #include "llama-model.h"
 
 #include "ggml.h"
@@ -78,9 +79,46 @@ std::unique_ptr<llm_graph_context> llama_skip_build_graph(const llama_model & mo
     return llm;
 }
 
+static llm_graph_input_rs * recurrent_input(llm_graph_input_i * input) {
+    if (auto * of = dynamic_cast<llm_graph_input_mem_hybrid *>(input)) {
+        return of->inp_rs.get();
+    }
+    if (auto * of = dynamic_cast<llm_graph_input_mem_hybrid_k *>(input)) {
+        return of->inp_rs.get();
+    }
+    if (auto * of = dynamic_cast<llm_graph_input_mem_hybrid_iswa *>(input)) {
+        return of->inp_rs.get();
+    }
+    return dynamic_cast<llm_graph_input_rs *>(input);
+}
+
+// A batch moves the states of all sequences between its cells, of those that are not in it too, block by block
+// (build_rs): a block that is masked has to move its own.
+static void move_states(const llm_graph_context & llm, const llm_graph_input_rs & inp) {
+    const llama_skip_mask masked = llm.cparams.skip.out & ~llm.hparams.skip.out;
+    for (int32_t il = 0; il < (int32_t) llm.hparams.n_layer(); ++il) {
+        if (!masked[il] || (llm_arch_is_hybrid(llm.arch) && !llm.hparams.is_recr(il))) {
+            continue;
+        }
+        for (ggml_tensor * states : { inp.mctx->get_r_l(il), inp.mctx->get_s_l(il) }) {
+            if (ggml_nelements(states) > 0) {
+                ggml_tensor * moved = ggml_get_rows(llm.ctx0, states, inp.s_copy);
+                ggml_tensor * cells = ggml_view_2d(llm.ctx0, states, states->ne[0], inp.s_copy->ne[0], states->nb[1],
+                    inp.mctx->get_head() * states->nb[1]);
+                ggml_build_forward_expand(llm.gf, ggml_cpy(llm.ctx0, moved, cells));
+            }
+        }
+    }
+}
+
 void llama_skip_expand_inputs(const llm_graph_context & llm) {
     if (!llm.cparams.skip.any()) {
         return;
+    }
+    for (const auto & input : llm.res->inputs) {
+        if (const llm_graph_input_rs * inp = recurrent_input(input.get())) {
+            move_states(llm, *inp);
+        }
     }
     for (ggml_tensor * t = ggml_get_first_tensor(llm.ctx0); t != nullptr; t = ggml_get_next_tensor(llm.ctx0, t)) {
         if (t->flags & GGML_TENSOR_FLAG_INPUT) {

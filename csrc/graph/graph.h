@@ -18,7 +18,7 @@ ggml_tensor * llama_skip_bypass(const llm_graph_context & llm, ggml_tensor * cur
 std::unique_ptr<llm_graph_context> llama_skip_build_graph(const llama_model & model, const llm_graph_params & params);
 
 // With something left out: makes every input part of the graph, so that set_input() finds those allocated that only
-// left-out blocks read.
+// left-out blocks read, and lets masked blocks move their recurrent states.
 void llama_skip_expand_inputs(const llm_graph_context & llm);
 
 // Throws std::runtime_error when the graph does not leave out what it should; the second logs and returns false.

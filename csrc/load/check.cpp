@@ -1,5 +1,6 @@
 #include "load/check.h"
 
+#include "bypass/buffers.h"
 #include "graph/cvec.h"
 #include "plan/header.h"
 
@@ -41,6 +42,15 @@ llama_skip_checked_file llama_skip_check_file(
     ml->skip.init(*ml, res.skip);
     res.model = std::move(model);
     return res;
+}
+
+size_t llama_skip_plan_bytes(const std::string & path_model, const std::string & layers) {
+    try {
+        const auto file = llama_skip_check_file(path_model.c_str(), llama_skip_make_spec(layers, ""), {});
+        return file.bypasses ? file.bypasses->n_bytes() : 0;
+    } catch (const std::exception &) {
+        return 0;
+    }
 }
 
 // Callers ask for one block after the other, so the last answer is kept until the next check of a plan in this thread.

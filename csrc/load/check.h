@@ -17,6 +17,9 @@ struct llama_skip_checked_file : llama_skip_set {
 llama_skip_checked_file llama_skip_check_file(
     const char * path_model, const llama_skip_spec & spec, const llama_skip_names & names);
 
+// The bytes of the tensors that a plan puts into its gaps, 0 where it has none or is refused.
+LLAMA_API size_t llama_skip_plan_bytes(const std::string & path_model, const std::string & layers);
+
 // The blocks that a plan leaves out or keeps on disk; the last answer of this thread is kept until it is forgotten.
 llama_skip_mask llama_skip_plan_blocks(const std::string & path_model, const llama_skip_spec & spec);
 void            llama_skip_forget_plan();

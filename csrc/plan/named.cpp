@@ -4,13 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <set>
 #include <stdexcept>
 
 static const int64_t version_known = 1; // of skip.plan.NAME
 
-// "a, b", or "none"
-static std::string known_names(const llama_skip_sources & sources) {
+std::set<std::string> llama_skip_plan_names(const llama_skip_sources & sources) {
     static const std::string prefix = "skip.plan.";
     static const std::string suffix = ".version";
 
@@ -24,8 +22,13 @@ static std::string known_names(const llama_skip_sources & sources) {
             }
         }
     }
+    return names;
+}
+
+// "a, b", or "none"
+static std::string known_names(const llama_skip_sources & sources) {
     std::string text;
-    for (const auto & name : names) {
+    for (const auto & name : llama_skip_plan_names(sources)) {
         text += (text.empty() ? "" : ", ") + name;
     }
     return text.empty() ? "none" : text;

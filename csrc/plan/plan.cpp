@@ -118,6 +118,23 @@ static gguf_context_ptr open_sidecar(const std::string & path_model, std::string
     return meta;
 }
 
+std::set<std::string> llama_skip_plan_names(const std::string & path_model) {
+    const gguf_context_ptr model(gguf_init_from_file(path_model.c_str(), { /*no_alloc*/ true, /*ctx*/ nullptr }));
+    std::string            path;
+    llama_skip_sources     sources;
+    try {
+        const gguf_context_ptr sidecar = open_sidecar(path_model, path);
+        for (const auto * meta : { model.get(), sidecar.get() }) {
+            if (meta) {
+                sources.push_back({ meta, "" });
+            }
+        }
+        return llama_skip_plan_names(sources);
+    } catch (const std::exception &) {
+        return {};
+    }
+}
+
 static llama_skip_part part_of(const plan_request & request, int32_t n_layer) {
     const int64_t share = request.millionths * n_layer / (100 * 1000000);
     const int64_t n     = request.n_blocks > 0 ? request.n_blocks : std::max<int64_t>(share, 1);

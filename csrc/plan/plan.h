@@ -6,7 +6,10 @@
 // both in the model's file, else in the one beside it, MODEL.skip.gguf. A path is a plan file, of JSON or a GGUF with
 // the tensors of its bypasses. docs/metadata.md has the formats.
 
+#include "llama.h"
+
 #include <memory>
+#include <set>
 #include <string>
 
 class llama_skip_bypasses;
@@ -31,3 +34,6 @@ void llama_skip_check_plan(const std::string & name, const std::string & text);
 
 llama_skip_plan llama_skip_find_plan(
     const std::string & name, const std::string & text, llama_model_loader & ml, const llama_hparams & hparams);
+
+// The names of the plans in a model's file and beside it, as far as they can be read.
+LLAMA_API std::set<std::string> llama_skip_plan_names(const std::string & path_model);

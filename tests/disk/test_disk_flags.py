@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from support.disk_pages import cached_pages, disk_pages
 from support.rpc import rpc_device
-from support.server import server
 
 from comparison.builds import Build
 from comparison.oracle import TEXT, expand, of_blocks
+from comparison.server import server
 
 LONG = "1;3;5;" * 40 + "7-29+2"  # longer than one override holds
 DISK = "1-29+2"

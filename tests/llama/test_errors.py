@@ -15,8 +15,9 @@ import llama_skip
 import numpy as np
 import pytest
 from llama_skip import Llama, ModelLoadError
-from support.rpc import free_port
 from support.shared.ids import stable
+
+from comparison.server import free_port
 
 QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "n_ctx": 256}
 
@@ -85,6 +86,21 @@ CONSTRUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"numa": True}, TypeError, "numa is not supported, use instead: .*numactl"),
     ({"spm_infill": True}, TypeError, "spm_infill is not supported"),
     ({"skip_layer": "1"}, TypeError, "skip_layer'"),
+    ({"tiers": ["1"]}, TypeError, "tiers: expected sets by name, not list"),
+    ({"tiers": {3: "1"}}, TypeError, "tiers: a name is a text, not int"),
+    ({"tiers": {"a": None}}, TypeError, "tiers: a: expected a text or blocks, not NoneType"),
+    ({"tiers": {"a": 1}}, TypeError, "tiers: a: expected a text or blocks, not int"),
+    ({"tiers": {"a": ""}}, ValueError, "tiers: a: empty"),
+    ({"tiers": {"none": "1"}}, ValueError, "tiers: 'none' is no name, but a set"),
+    ({"tiers": {"1-2": "1"}}, ValueError, "tiers: '1-2' is no name, but a set"),
+    ({"tiers": {"@x": "1"}}, ValueError, "tiers: '@x' is no name: 1 to 64 letters"),
+    ({"tiers": {"x" * 65: "1"}}, ValueError, "is no name: 1 to 64 letters"),
+    ({"tiers": {"": "1"}}, ValueError, "is no name: 1 to 64 letters"),
+    ({"tiers": {"a": "1", "b": "4"}}, ValueError, "tiers: b: block 4 is out of range"),
+    ({"tiers": {"a": "auto:25%"}}, ValueError, "tiers: a: 'auto:25%': the model brings no greedy path"),
+    ({"tiers": {"a": "@x"}}, ValueError, "tiers: a: '@x': the model brings no plan"),
+    ({"tiers": {"a": "3"}, "skip_layers": "0-2"}, ValueError, "tiers: a: every block is left out"),
+    ({"tiers": {"a": "3"}, "vocab_only": True}, ValueError, "tiers: a vocabulary has no depth"),
     ({"progress": lambda fraction: False}, ModelLoadError, "was cancelled"),
     ({"progress": lambda fraction: 1 // 0}, ZeroDivisionError, "."),
     ({"progress": 3}, TypeError, "."),
@@ -181,6 +197,9 @@ def llm(tiny: Path) -> Iterator[Llama]:
         ({"tfs_z": 1.0}, TypeError, "tfs_z is not supported, use instead: .*min_p"),
         ({"penalize_nl": True}, TypeError, "penalize_nl is not supported, use instead: .*logit_bias"),
         ({"max_token": 3}, TypeError, "max_token'"),
+        ({"skip_layers": "slow"}, ValueError, "skip_layers: 'slow' is no set and no tier; tiers: none"),
+        ({"skip_layers": "4"}, ValueError, "skip_layers: block 4 is out of range"),
+        ({"skip_layers": 1}, TypeError, "skip_layers: expected a text or blocks, not int"),
     ],
     ids=lambda value: stable(value)[:60],
 )
@@ -228,6 +247,7 @@ CALLS: dict[str, Any] = {
     "pooling_type": lambda llm: llm.pooling_type(),
     "save_state": lambda llm: llm.save_state(),
     "embed": lambda llm: llm.embed("x"),
+    "probe": lambda llm: llm.probe("x", "1"),
 }
 OF_A_VOCABULARY: dict[str, Any] = {
     "tokenize": lambda llm: llm.tokenize(b"x"),
@@ -242,6 +262,7 @@ OF_A_VOCABULARY: dict[str, Any] = {
     "adds_bos": lambda llm: llm.adds_bos,
     "skip_layers": lambda llm: llm.skip_layers,
     "skip_scale": lambda llm: llm.skip_scale,
+    "tiers": lambda llm: llm.tiers,
     "disk_layers": lambda llm: llm.disk_layers,
     "disk_scale": lambda llm: llm.disk_scale,
     "disk_memory": lambda llm: llm.disk_memory(),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from llama_skip import read_plan, skipset
-from support.rpc import free_port
 from support.shared.prose import PROSE
 
+from comparison.server import free_port
 from comparison.stock_build import ROOT
 
 EXAMPLES = ROOT / "examples"

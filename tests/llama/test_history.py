@@ -192,17 +192,6 @@ def test_truncate(make: Any, tokens: list[int]) -> None:
     assert llm.n_tokens == 5
 
 
-@pytest.fixture(scope="module")
-def windows(stock: Build, bases: dict[str, Base], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model most of whose blocks see eight tokens."""
-    folder = tmp_path_factory.mktemp("windows")
-    model = base_model(stock, folder, bases, "gemma3-dense")
-    key = "gemma3.attention.sliding_window"
-    metadata = [(k, 8 if k == key else v, *rest) for k, v, *rest in model.metadata]
-    assert key in dict(m[:2] for m in metadata)
-    return write(folder / "windows.gguf", model.arch, metadata, model.tensors)
-
-
 def test_a_window_that_is_gone(make: Any, windows: Path) -> None:
     fresh = make(windows, n_ctx=1600, swa_full=True)
     held, tail = [3 + i % 50 for i in range(1400)], [7, 9, 11]

@@ -21,8 +21,7 @@ from llama_skip.plan.choose import LONGER
 from llama_skip.plan.file import read_plan
 from llama_skip.progress import progress
 from llama_skip.score.file import Score, write_score
-from support.rpc import Proxy, free_port
-from support.server import server
+from support.rpc import Proxy
 from support.shared.plans import (
     N_CTX,
     ONE,
@@ -40,6 +39,7 @@ from support.shared.plans import (
 from support.shared.prose import PROSE
 
 from comparison.builds import Build
+from comparison.server import free_port, server
 
 __all__ = ["device", "files", "score", "six", "used"]  # fixtures
 

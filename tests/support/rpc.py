@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from comparison.server import free_port
+
 # of enum rpc_cmd
 ALLOC_BUFFER, SET_TENSOR, SET_TENSOR_HASH, GET_DEVICE_MEMORY = 0, 6, 7, 11
 # rpc_tensor: name[64] stands before the last int32
@@ -103,11 +105,6 @@ def _receive(s: socket.socket, n: int) -> bytes:
             raise EOFError
         got += k
     return bytes(data)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        return int(s.getsockname()[1])
 
 
 @contextlib.contextmanager

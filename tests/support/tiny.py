@@ -92,6 +92,47 @@ def small_vocab(path: Path) -> Path:
     return path
 
 
+def sliding_window(path: Path, vocab: Path) -> Path:
+    """Gemma 3 with four blocks, of which all see the last 16 tokens only."""
+    shapes = blocks(4, post_norm="ffn_norm")
+    for il in range(4):
+        shapes |= {
+            f"blk.{il}.post_attention_norm.weight": (N_EMBD,),
+            f"blk.{il}.post_ffw_norm.weight": (N_EMBD,),
+        }
+    return random_model(path, vocab, "gemma3", 4, shapes, {"attention.sliding_window": 16})
+
+
+def mamba(path: Path, vocab: Path) -> Path:
+    """Mamba with four blocks: a state in place of a cache."""
+    n_inner, n_conv, n_state, n_dt = 2 * N_EMBD, 4, 8, 4
+    shapes = {
+        "attn_norm.weight": (N_EMBD,),
+        "ssm_in.weight": (2 * n_inner, N_EMBD),
+        "ssm_conv1d.weight": (n_inner, n_conv),
+        "ssm_conv1d.bias": (n_inner,),
+        "ssm_x.weight": (n_dt + 2 * n_state, n_inner),
+        "ssm_dt.weight": (n_inner, n_dt),
+        "ssm_dt.bias": (n_inner,),
+        "ssm_a": (n_inner, n_state),
+        "ssm_d": (n_inner,),
+        "ssm_out.weight": (N_EMBD, n_inner),
+    }
+    metadata: dict[str, int | list[str]] = {
+        "ssm.conv_kernel": n_conv,
+        "ssm.inner_size": n_inner,
+        "ssm.state_size": n_state,
+        "ssm.time_step_rank": n_dt,
+    }
+
+    def change(name: str, data: np.ndarray) -> np.ndarray:
+        """A state that fades."""
+        return -np.abs(data) - 0.1 if name.endswith("ssm_a") else data
+
+    whole = {f"blk.{il}.{name}": shape for il in range(4) for name, shape in shapes.items()}
+    return random_model(path, vocab, "mamba", 4, whole, metadata, change)
+
+
 def with_mtp_head(path: Path, vocab: Path) -> Path:
     """GLM-4.5 with six dense blocks and, as block 6 with experts, its multi-token prediction head."""
     shapes = blocks(7, post_norm="post_attention_norm")

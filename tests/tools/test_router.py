@@ -12,9 +12,9 @@ from llama_skip.heal.heal import heal_plan
 from llama_skip.plan.annotate import annotate_model
 from llama_skip.plan.file import Plan, is_gguf, write_plan
 from support.matrix.arch_files import Base, make, write
-from support.server import Server, server
 
 from comparison.builds import Build
+from comparison.server import Server, server
 
 PROMPT = "Once upon a time, in a small village by the sea,"
 
@@ -61,6 +61,15 @@ def test_what_belongs_to_a_model_is_none(ours: Build, tiny: Path, folder: Path) 
     with server(ours, None, "--models-dir", folder, "--skip-layers", "1") as router:
         assert complete(router, "deep") == expected
         assert router.ask("/props?model=deep")["skip"]["layers"] == "1"
+
+
+def test_tiers_through_a_router(ours: Build, tiny: Path, folder: Path) -> None:
+    with server(ours, tiny) as one, server(ours, tiny, "--skip-tier", "fast=1") as two:
+        expected = [complete(running, name) for running, name in [(one, "x"), (two, "x@fast")]]
+    assert expected[0] != expected[1]
+    with server(ours, None, "--models-dir", folder, "--skip-tier", "fast=1") as router:
+        assert [complete(router, name) for name in ("deep", "deep@fast")] == expected
+        assert "error" in router.ask("/v1/completions", {"model": "nope@fast", "prompt": PROMPT})
 
 
 def test_a_preset_has_our_flags(ours: Build, folder: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.server import Server, server
 from support.tiny import projector, reranker, with_mtp_head
 
 from comparison.builds import Build
 from comparison.oracle import expand, greedy, zeroed_copy
+from comparison.server import Server, server
 
 OUT = "13,20"
 PROMPTS = [

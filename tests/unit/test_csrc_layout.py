@@ -20,6 +20,7 @@ ORDER = [
     "load",
     "context",
     "api.cpp",
+    "tiers",
     "common",
     "bindings",
     "bindings/model",

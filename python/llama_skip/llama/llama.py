@@ -10,6 +10,7 @@ from llama_skip import _core, skipset
 from llama_skip.llama import hub
 from llama_skip.llama.writing import WritingModel
 from llama_skip.model import params
+from llama_skip.model.depth import tier_texts
 from llama_skip.model.loaded import DEFAULT_SEED
 from llama_skip.model.replaced import CONSTRUCTION, DOWNLOAD, EMBEDDING, replaced
 from llama_skip.model.sampling import logits_to_logprobs
@@ -41,6 +42,7 @@ class Llama(WritingModel):
         skip_layers: skipset.Layers | None = None,
         skip_scale: skipset.Scale | None = None,
         skip_untested: bool = False,
+        tiers: Mapping[str, skipset.Layers] | None = None,
         disk_layers: skipset.Layers | None = None,
         disk_scale: skipset.Scale | None = None,
         disk_strict: bool = False,
@@ -105,6 +107,8 @@ class Llama(WritingModel):
             skip_scale: what the residual stream is multiplied by once per gap: one factor for every gap, a
                 text as for `--skip-scale`, or the factor by the first block of its gap.
             skip_untested: leave blocks out of architectures that were not tested for it too.
+            tiers: depths that a completion can ask for: sets or plans, as for skip_layers, by names of 1 to
+                64 letters, digits, ".", "_" and "-", such as {"fast": "auto:25%", "faster": "10-20"}.
             disk_layers: blocks that stay in the file, in the form of skip_layers without plans: mapped, run
                 on the host, on no device.
             disk_scale: the output of a disk block is x + S * (f(x) - x): one S for all of them, a text as for
@@ -216,6 +220,9 @@ class Llama(WritingModel):
             kv_unified=embedding or n_parallel is not None or None,
             hidden_states=hidden_states,
         )
+        depths = tier_texts(tiers)
+        for name, layers in depths.items() if not skip_untested else ():  # before anything is loaded
+            _core.check_skip(os.fsencode(model_path), layers, "", f"tiers: {name}", "")
         self._is_embedding = embedding
         self.verbose = verbose
         self.last_n_tokens_size = last_n_tokens_size
@@ -226,6 +233,7 @@ class Llama(WritingModel):
             seed=seed,
             logits_all=logits_all,
             lora=None if lora_path is None else (os.fspath(lora_path), lora_scale),
+            tiers=depths,
         )
 
     @replaced(EMBEDDING)

@@ -6,8 +6,11 @@ import random
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from llama_skip import _core
+from llama_skip import _core, skipset
+from llama_skip.errors import ArgumentError
+from llama_skip.model.depth import IN_FORCE, Depth
 from llama_skip.model.loaded import LoadedModel
+from llama_skip.model.probe import probe
 from llama_skip.model.replaced import ONE_TOKEN, SAMPLING, replaced
 from llama_skip.model.sampling import Chooser, LogitsProcessor, Sampling, StoppingCriterion
 from llama_skip.openai import chat, completion
@@ -93,6 +96,8 @@ class WritingModel(LoadedModel):
         grammar: str | None = None,
         reset: bool = True,
         stopping_criteria: Iterable[StoppingCriterion] | None = None,
+        skip_layers: skipset.Layers | None = None,
+        skip_prompt: bool = False,
     ) -> Generator[int, Sequence[int] | None, None]:
         """Yield tokens that follow `tokens`, past the end of the text.
 
@@ -105,6 +110,7 @@ class WritingModel(LoadedModel):
                 create_completion().
             repeat_penalty, frequency_penalty, presence_penalty, logits_processor, grammar: the same.
             stopping_criteria: the same.
+            skip_layers, skip_prompt: the same.
             reset: let `tokens` begin the context; if false they follow what it holds.
 
         Raises:
@@ -130,7 +136,7 @@ class WritingModel(LoadedModel):
         prompt = prompt_tokens(self._m, tokens)
         if not reset:
             prompt = [*self._history.tokens, *prompt]
-        return self._history.generate(prompt, chooser.choose)
+        return self._history.generate(prompt, chooser.choose, self._depth(skip_layers, skip_prompt))
 
     @replaced(SAMPLING)
     def create_completion(
@@ -160,6 +166,8 @@ class WritingModel(LoadedModel):
         logits_processor: Iterable[LogitsProcessor] | None = None,
         grammar: str | None = None,
         logit_bias: Mapping[int, float] | None = None,
+        skip_layers: skipset.Layers | None = None,
+        skip_prompt: bool = False,
     ) -> Completion | Iterator[CompletionChunk]:
         """Continue a text.
 
@@ -189,14 +197,19 @@ class WritingModel(LoadedModel):
                 each returns what the next one, and at last the sampler, sees instead.
             grammar: GBNF that the text has to follow.
             logit_bias: added to the logits of tokens.
+            skip_layers: what to leave out of this answer, beside what is left out anyway: the name of a
+                tier, or a set in any form that set_mask() takes. The prompt is evaluated as deep as without
+                it. What was generated at less depth is evaluated anew when it comes back in a later prompt,
+                unless only feed-forwards were left out: then the context keeps it. The mask in force stays.
+            skip_prompt: leave it out of the prompt too.
 
         Returns:
             OpenAI's `text_completion`, or an iterator over its chunks. finish_reason is "stop" at the end of
             the text or at a stop text, else "length".
 
         Raises:
-            ValueError: an empty prompt, one that does not fit into the context, a bad sampling option, or a
-                suffix for a model that cannot fill in.
+            ValueError: an empty prompt, one that does not fit into the context, a bad sampling option, a
+                suffix for a model that cannot fill in, an unknown tier, or a set that set_mask() refuses.
             RuntimeError: evaluation failed, or, while streaming, something else was evaluated in between.
         """
         tokens = prompt_tokens(self._m, prompt, suffix)
@@ -225,6 +238,7 @@ class WritingModel(LoadedModel):
             stop,
             model,
             n_top=logprobs,
+            depth=self._depth(skip_layers, skip_prompt),
             stopping_criteria=stopping_criteria,
         )._replace(echo=text if echo else "", n_echo=len(text))
         return completion.stream(request) if stream else completion.whole(request)
@@ -264,6 +278,8 @@ class WritingModel(LoadedModel):
         logits_processor: Iterable[LogitsProcessor] | None = None,
         grammar: str | None = None,
         logit_bias: Mapping[int, float] | None = None,
+        skip_layers: skipset.Layers | None = None,
+        skip_prompt: bool = False,
     ) -> ChatCompletion | Iterator[ChatCompletionChunk]:
         """Answer messages, with the model's chat template or that of the class.
 
@@ -282,6 +298,7 @@ class WritingModel(LoadedModel):
             temperature, top_p, min_p, typical_p, top_k, stream, stop, seed, model: as in create_completion().
             frequency_penalty, presence_penalty, repeat_penalty, logits_processor, logit_bias: the same.
             mirostat_mode, mirostat_tau, mirostat_eta, grammar: the same.
+            skip_layers, skip_prompt: the same.
 
         Returns:
             OpenAI's `chat.completion`, or an iterator over its chunks. finish_reason is "tool_calls" where
@@ -329,10 +346,57 @@ class WritingModel(LoadedModel):
         stops = [stop] if isinstance(stop, str) else list(stop or [])
         n_top = (top_logprobs or 0) if logprobs else None
         request = self._request(
-            sampling, tokens, max_tokens, seed, [*stops, *prompt.stop], model, n_top=n_top
+            sampling,
+            tokens,
+            max_tokens,
+            seed,
+            [*stops, *prompt.stop],
+            model,
+            n_top=n_top,
+            depth=self._depth(skip_layers, skip_prompt),
         )._replace(preserved=frozenset(prompt.preserved))
         answer = chat.stream if stream else chat.whole
         return answer(request, prompt, tool=tool, is_function=functions is not None)
+
+    def probe(
+        self,
+        prompt: str | Sequence[int],
+        tiers: str | Iterable[str] | None = None,
+        n_tokens: int = 64,
+    ) -> dict[str, float]:
+        """Return how far each tier is from the depth in force on the end of a prompt.
+
+        The last tokens of the prompt are evaluated once at the depth in force and once at each tier, behind
+        the tokens before them at the depth in force, which the context holds afterwards. These are evaluated
+        where it does not hold them already, and for each tier where the memory cannot go back to them: of a
+        recurrent model, or one whose sliding window has moved on.
+
+        Args:
+            prompt: as for create_completion().
+            tiers: names of tiers, or sets as texts; None: all of `tiers`.
+            n_tokens: how many tokens of the prompt to look at; of a shorter one, all.
+
+        Returns:
+            The mean KL divergence of the tier's next-token distributions from those at the depth in force, in
+            nats a token, by what `tiers` calls it.
+
+        Raises:
+            ValueError: as by create_completion() for prompt and skip_layers, n_tokens below 1, or NaN or
+                infinity in the logits.
+            RuntimeError: evaluation failed, or an encoder, which predicts no next token.
+        """
+        if n_tokens < 1:
+            raise ArgumentError("n_tokens", f"{n_tokens} is too small, the least is 1")
+        tokens = prompt_tokens(self._m, prompt)
+        room(len(tokens), None, self.n_ctx())
+        names = [tiers] if isinstance(tiers, str) else self._tiers if tiers is None else tiers
+        return probe(self._history, tokens, {name: self._asked(name) for name in names}, n_tokens)
+
+    def _depth(self, skip_layers: skipset.Layers | None, skip_prompt: bool) -> Depth:
+        if skip_layers is None:
+            return IN_FORCE
+        mask = self._asked(skip_layers)
+        return Depth(mask if skip_prompt else None, mask)
 
     def _chat_templates(self) -> _core.ChatTemplates:
         if self._templates is None:
@@ -364,6 +428,7 @@ class WritingModel(LoadedModel):
         name: str | None,
         *,
         n_top: int | None,
+        depth: Depth,
         stopping_criteria: Iterable[StoppingCriterion] | None = None,
     ) -> Request:
         n_max = room(len(tokens), max_tokens, self.n_ctx())
@@ -380,4 +445,5 @@ class WritingModel(LoadedModel):
             stop=stop_sequences(stop),
             name=name or self.model_path,
             n_top=n_top,
+            depth=depth,
         )

@@ -12,13 +12,12 @@ import numpy.typing as npt
 from llama_skip.measure.perplexity import (
     Logits,
     Perplexity,
-    check_finite,
-    chunks,
     perplexity,
     surprisal,
     window_logits,
     window_targets,
 )
+from llama_skip.model.divergence import kl_divergence
 
 
 class Divergence(NamedTuple):
@@ -45,35 +44,6 @@ class Scored(NamedTuple):
     surprisal: npt.NDArray[np.float64]
     kld: npt.NDArray[np.float64]
     same: npt.NDArray[np.bool_]
-
-
-def kl_divergence(
-    logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float64]:
-    """Return sum p (log p - log q) of each row in nats, p from `reference` and q from `logits`, float64 [n].
-
-    Exponentials are float32 and sums float64: the error stays under 1e-6.
-
-    Args:
-        logits, reference: float32 [n, n_vocab].
-
-    Raises:
-        ValueError: NaN or infinity in the logits.
-    """
-    found = np.empty(len(logits))
-    for rows in chunks(logits):
-        with np.errstate(invalid="ignore"):
-            p = reference[rows] - reference[rows].max(axis=1, keepdims=True)
-            q = logits[rows] - logits[rows].max(axis=1, keepdims=True)
-            difference = p - q
-            np.exp(p, out=p)
-            np.exp(q, out=q)
-            total_p, total_q = (x.sum(axis=1, dtype=np.float64) for x in (p, q))
-            weighted = np.multiply(p, difference, out=difference).sum(axis=1, dtype=np.float64)
-        found[rows] = weighted / total_p + np.log(total_q / total_p)
-    if not np.isfinite(found).all():
-        check_finite(found, np.concatenate([logits, reference], axis=1))
-    return np.maximum(found, 0.0)  # rounding can take equal rows below
 
 
 def top1(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-CHUNK = 1 << 18  # logits worked on at a time: they and what is made of them fit into a processor's cache
+from llama_skip.model.divergence import check_finite, chunks
 
 
 class Logits(Protocol):
@@ -25,21 +25,6 @@ class Perplexity(NamedTuple):
     value: float
     error: float
     n_tokens: int
-
-
-def chunks(logits: npt.NDArray[np.float32]) -> Iterator[slice]:
-    """Yield slices of rows of `logits` [n, n_vocab] to work on one after the other."""
-    n, n_vocab = logits.shape
-    step = max(CHUNK // n_vocab, 1)
-    yield from (slice(i, min(i + step, n)) for i in range(0, n, step))
-
-
-def check_finite(values: npt.NDArray[np.float64], logits: npt.NDArray[np.float32]) -> None:
-    """Raise ValueError where a value, computed from the same row of `logits`, is not finite."""
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        what = "NaN" if np.isnan(logits[bad]).any() else "infinity"
-        raise ValueError(f"{what} in the logits of {bad.size} of {len(values)} tokens")
 
 
 def surprisal(logits: npt.NDArray[np.float32], targets: Sequence[int]) -> npt.NDArray[np.float64]:

@@ -2,9 +2,9 @@
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import NamedTuple, NoReturn, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from llama_skip import _core, skipset
 from llama_skip.errors import MIB
 from llama_skip.model import params
+from llama_skip.model.depth import Mask, check_tier
 from llama_skip.model.history import History
 from llama_skip.model.state import LlamaState
 
@@ -75,20 +76,25 @@ class LoadedModel:
         seed: int,
         logits_all: bool = False,
         lora: tuple[str, float] | None = None,
+        tiers: Mapping[str, str] | None = None,
     ) -> None:
         self.model_path = model_path
         self._seed = seed
         self._pid = os.getpid()
         self._held: History | None = None
+        self._tiers: dict[str, Mask] = {}
         if "\0" in model_path:
             raise ValueError("model_path: a path with a NUL")
+        if tiers and context is None:
+            raise ValueError("tiers: a vocabulary has no depth")
         self._model: _core.Model | None = _core.Model(os.fsencode(model_path), model)
         if context is not None:
             params.fit_context(context, self._model)
             made = _core.Context(self._model, context)
             if lora is not None:
                 made.set_lora(_core.Lora(self._model, os.fsencode(lora[0])), lora[1])
-            self._held = History(made, n_vocab=self._model.n_vocab, logits_all=logits_all)
+            held = self._held = History(made, n_vocab=self._model.n_vocab, logits_all=logits_all)
+            self._tiers = {n: held.find_mask(text, f"tiers: {n}") for n, text in (tiers or {}).items()}
 
     def close(self) -> None:
         """Free the model; everything else raises RuntimeError afterwards. Closing twice is fine.
@@ -217,8 +223,8 @@ class LoadedModel:
 
     @property
     def mask(self) -> tuple[skipset.Unit, ...]:
-        """What is left out at present, as skip_layers: what was left out at load, and the mask's."""
-        return tuple(skipset.parse_layers(self._history.context.mask))
+        """What is left out at present, as skip_layers: what was left out at load, and by set_mask()."""
+        return tuple(skipset.parse_layers(self._history.mask.text))
 
     def set_mask(self, layers: skipset.Layers | None, scale: skipset.Scale | None = None) -> None:
         """Leave out more blocks than at load, from the next token on and without reloading.
@@ -237,6 +243,20 @@ class LoadedModel:
         """
         text = skipset.layers_text(layers, "mask") or "none"
         self._history.set_mask(text, skipset.scale_text(scale, "mask scale"))
+
+    @property
+    def tiers(self) -> Mapping[str, str]:
+        """What each tier leaves out, the model's own set among it, as a text for the flag, by its name."""
+        tiers = self._tiers if self._m else {}  # raises where it is closed
+        return MappingProxyType({name: mask.text or "none" for name, mask in tiers.items()})
+
+    def _asked(self, layers: skipset.Layers) -> Mask:
+        """Return the mask of a tier's name or a set; see `Llama.create_completion`."""
+        if isinstance(layers, str) and layers in self._tiers:
+            return self._tiers[layers]
+        text = skipset.layers_text(layers, "skip_layers")
+        check_tier(text, self._tiers)
+        return self._history.find_mask(text, "skip_layers")
 
     def memory(self) -> dict[str, DeviceMemory]:
         """Return what model and context have allocated, by device name ("CPU" is the host), in MiB.

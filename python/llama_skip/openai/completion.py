@@ -7,6 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from llama_skip import _core
+from llama_skip.model.depth import IN_FORCE, Depth
 from llama_skip.model.history import History
 from llama_skip.model.sampling import Chooser, TokenLogprobs, token_logprobs
 from llama_skip.openai.pieces import Piece, pieces
@@ -26,6 +27,7 @@ class Request(NamedTuple):
         n_echo: how many characters lie before the generated text, for text_offset.
         n_top: most probable tokens to report; None: no log-probabilities.
         name: the model's, in the result.
+        depth: what it leaves out.
     """
 
     model: _core.Model
@@ -39,6 +41,7 @@ class Request(NamedTuple):
     echo: str = ""
     n_echo: int = 0
     n_top: int | None = None
+    depth: Depth = IN_FORCE
 
 
 def prompt_tokens(model: _core.Model, prompt: str | Sequence[int], suffix: str | None = None) -> list[int]:
@@ -86,7 +89,9 @@ def generated_pieces(request: Request) -> Iterator[Piece]:
     """Yield the generated text in pieces, and last one that says why it ended."""
     model = request.model
     generated = pieces(
-        islice(request.history.generate(request.prompt, request.chooser.choose), request.n_max),
+        islice(
+            request.history.generate(request.prompt, request.chooser.choose, request.depth), request.n_max
+        ),
         is_end=model.is_eog,
         to_bytes=lambda token: model.detokenize([token], token in request.preserved),
         stop=request.stop,
@@ -147,8 +152,9 @@ def _echoed_logprobs(request: Request) -> list[TokenLogprobs]:
     The first entry has no meaning where no BOS comes before it.
     """
     prompt, history, n_top = request.prompt, request.history, request.n_top or 0
-    history.truncate(0)
-    rows = history.logits(prompt, 0)
+    with history.at(history.joined(request.depth.prompt)):
+        history.truncate(0)
+        rows = history.logits(prompt, 0)
     found = [token_logprobs(row, token, n_top) for row, token in zip(rows, prompt[1:], strict=False)]
     if prompt[0] == request.model.bos:
         return found

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.rpc import free_port
 from support.shared.prose import PROSE
 
 from comparison.builds import Build
+from comparison.server import free_port
 
 
 def saved_logits(build: Build, model: Path, text: Path, out: Path, *args: object, **kwargs: Any) -> bytes:

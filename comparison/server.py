@@ -1,10 +1,11 @@
-"""A llama-server on loopback, and what the tests ask of one."""
+"""A llama-server on loopback, and what the tests and benchmarks ask of one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import tempfile
 import time
@@ -13,8 +14,6 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from support.rpc import free_port
 
 from comparison.builds import Build
 
@@ -48,12 +47,36 @@ class Server:
         except urllib.error.HTTPError as error:
             return json.load(error)
 
+    def stream(self, path: str, body: dict[str, Any], timeout: float = 3600) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer; an HTTP error is raised, and who stops reading ends the request.
+
+        Raises:
+            OSError: no answer, or none within so many seconds.
+        """
+        data = json.dumps({**body, "stream": True}).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    yield json.loads(line[len(b"data: ") :])
+
+    def text(self, path: str) -> str:
+        """GET of what is no JSON."""
+        with urllib.request.urlopen(self.url + path, timeout=120) as answer:
+            text: str = answer.read().decode()
+        return text
+
     def complete(self, prompt: str, n: int = 16) -> dict[str, Any]:
         """The answer to a greedy completion."""
         body = {"prompt": prompt, "n_predict": n, "temperature": 0, "ignore_eos": True, "return_tokens": True}
         answer: dict[str, Any] = self.ask("/completion", body)
         assert "content" in answer, answer
         return answer
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        return int(s.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -75,7 +98,7 @@ def server(build: Build, model: Path | None, *args: object) -> Iterator[Server]:
             )
         running = Server(port, log)
         try:
-            for _ in range(600):
+            for _ in range(6000):
                 assert process.poll() is None, running.log[-3000:]
                 with contextlib.suppress(OSError, ValueError):
                     if running.ask("/health").get("status") == "ok":
