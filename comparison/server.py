@@ -107,4 +107,8 @@ def server(build: Build, model: Path | None, *args: object) -> Iterator[Server]:
             yield running
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:  # seen once: it waits for a stream that is gone
+                process.kill()
+                process.wait()
