@@ -86,7 +86,7 @@ std::string common_skip_request::shown() const {
 }
 
 common_json common_skip_request::to_json() const {
-    return { { "tier", tier }, { "layers", mask ? mask->layers : layers }, { "prompt", prompt } };
+    return { { "tier", tier }, { "layers", mask ? mask->layers : "" }, { "prompt", prompt } };
 }
 
 void common_skip_timings::write(common_json & timings) const {

@@ -77,13 +77,15 @@ void common_skip_tiers::set_level(size_t n_others) {
 
 bool common_skip_tiers::resolve(common_skip_request & request, size_t n_others) {
     set_level(n_others);
+    if (!request.candidates.empty()) {
+        return true; // it has waited
+    }
     const bool is_limited = request.max_kld >= 0;
     request.by_load |= request.tier.empty() && request.layers.empty() && !is_limited;
     if (request.by_load) { // again for one that has waited
         request.tier = level > 0 ? params.load[level - 1].first : "";
         request.mask.reset();
     }
-    request.candidates.clear();
     for (const auto & [name, mask] : tiers) {
         if (name == request.tier) {
             request.mask = mask;
@@ -111,6 +113,10 @@ bool common_skip_tiers::resolve(common_skip_request & request, size_t n_others) 
     };
     std::stable_sort(request.candidates.begin(), request.candidates.end(),
         [&](const auto & a, const auto & b) { return depth(a) > depth(b); });
+    if (is_limited) { // the server's own depth until one of them was measured
+        request.tier.clear();
+        request.mask.reset();
+    }
     return true;
 }
 
@@ -128,8 +134,6 @@ bool common_skip_tiers::measure(common_skip_request & request, common_skip_timin
     const std::vector<double> klds = common_skip_probe(ctx, spec, seq_id, pos, tokens, masks);
     common_skip_use(ctx, current);
 
-    request.tier.clear();
-    request.mask.reset();
     timings = {};
     for (size_t i = 0; i < klds.size() && !request.mask; ++i) {
         timings.kld = klds[i];

@@ -417,6 +417,9 @@ def test_as_deep_as_a_request_needs(
         assert only["timings"]["skip"] == "fast"
         short = ask(found, prompt[:2], skip_max_kld=2 * high)
         assert "skip" not in short["timings"]
+        named = ask(found, prompt[:2], skip_max_kld=0, skip_layers="fast")
+        assert named["tokens"] == short["tokens"]  # too short to measure: not left out unmeasured
+        assert named["generation_settings"]["skip"] == {"tier": "", "layers": "", "prompt": False}
 
 
 def measured(llm: Any, prompt: list[int], spec: str, n: int = 32) -> float:
