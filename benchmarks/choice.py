@@ -26,7 +26,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ from llama_skip.skipset import ranges_text
 
 SHARES = (0.1, 0.2, 0.3)
 TEXTS = ("calibration", "judging")
+
+Rows = Callable[[Path, argparse.Namespace], list[dict[str, Any]]]
+Table = Callable[[Path, list[dict[str, Any]]], Iterator[str]]
 
 
 def choices(score: Score, found: dict[str, Any], n: int) -> dict[str, list[int]]:
@@ -196,30 +199,37 @@ def judging_text(args: argparse.Namespace) -> bytes:
     return text[text.index(b"\n", len(text) // 2) + 1 :]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="GGUF of llama or qwen2")
-    parser.add_argument("-f", "--file", type=Path, default=os.environ.get("LLAMA_SKIP_TEXT"), metavar="TEXT")
-    parser.add_argument("--judge", type=Path, metavar="TEXT", help="default: the second half of -f's file")
-    parser.add_argument(
-        "-d", "--folder", type=Path, default=Path(), help="of score and search (default: here)"
-    )
-    parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="of each text (default: 4096)")
-    parser.add_argument("-c", "--ctx-size", type=int, default=512, metavar="N")
-    parser.add_argument("-t", "--threads", type=int, default=n_processors(), metavar="N")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return the flags of a benchmark that chooses on one text and judges on another."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("models", nargs="+", type=Path, metavar="MODEL")
+    add("-f", "--file", type=Path, default=os.environ.get("LLAMA_SKIP_TEXT"), metavar="TEXT")
+    add("--judge", type=Path, metavar="TEXT", help="default: the second half of -f's file")
+    add("-d", "--folder", type=Path, default=Path(), help="of what is kept (default: here)")
+    add("--tokens", type=int, default=4096, metavar="N", help="to choose on (default: 4096)")
+    add("-c", "--ctx-size", type=int, default=512, metavar="N")
+    add("-t", "--threads", type=int, default=n_processors(), metavar="N")
+    add("--json", action="store_true")
+    return made
+
+
+def run(flags: argparse.ArgumentParser, argv: list[str] | None, rows: Rows, table: Table) -> int:
+    """Print the rows of each model; 1 where a bound is missed."""
+    args = flags.parse_args(argv)
     if args.file is None:
-        parser.error("name a text with -f, or in LLAMA_SKIP_TEXT")
+        flags.error("name a text with -f, or in LLAMA_SKIP_TEXT")
     args.file = Path(args.file)
-    rows = {model.name: judge(model, args) for model in args.models}
+    found = {model.name: rows(model, args) for model in args.models}
     if args.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(found, indent=1))
     else:
-        print("\n\n".join("\n".join(table(Path(name), found)) for name, found in rows.items()))
-    return int(any(row.get("missed") for found in rows.values() for row in found))
+        print("\n\n".join("\n".join(table(Path(name), of_model)) for name, of_model in found.items()))
+    return int(any(row.get("missed") for of_model in found.values() for row in of_model))
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(parser(__doc__), argv, judge, table)
 
 
 if __name__ == "__main__":

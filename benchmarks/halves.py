@@ -13,8 +13,6 @@ what is there is not made again. The exit code is 1 where a bound is missed.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +22,6 @@ from typing import Any
 import choice
 from llama_skip.eval.evaluate import evaluate
 from llama_skip.files.identity import identify
-from llama_skip.model.processors import n_processors
 from llama_skip.score.file import Score, share_of_blocks
 from llama_skip.score.score import score_model
 from llama_skip.skipset import Unit, block_of, ranges_text
@@ -131,29 +128,11 @@ def table(model: Path, found: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    flags = choice.parser(__doc__)
+    flags.add_argument(
+        "--judge-tokens", type=int, default=8192, metavar="N", help="to judge on (default: 8192)"
     )
-    add = parser.add_argument
-    add("models", nargs="+", type=Path, metavar="MODEL")
-    add("-f", "--file", type=Path, default=os.environ.get("LLAMA_SKIP_TEXT"), metavar="TEXT")
-    add("--judge", type=Path, metavar="TEXT", help="default: the second half of -f's file")
-    add("-d", "--folder", type=Path, default=Path(), help="of the scores (default: here)")
-    add("--tokens", type=int, default=4096, metavar="N", help="to choose on (default: 4096)")
-    add("--judge-tokens", type=int, default=8192, metavar="N", help="to judge on (default: 8192)")
-    add("-c", "--ctx-size", type=int, default=512, metavar="N")
-    add("-t", "--threads", type=int, default=n_processors(), metavar="N")
-    add("--json", action="store_true")
-    args = parser.parse_args(argv)
-    if args.file is None:
-        parser.error("name a text with -f, or in LLAMA_SKIP_TEXT")
-    args.file = Path(args.file)
-    found = {model.name: rows(model, args) for model in args.models}
-    if args.json:
-        print(json.dumps(found, indent=1))
-    else:
-        print("\n\n".join("\n".join(table(Path(name), of_model)) for name, of_model in found.items()))
-    return int(any(row["missed"] for of_model in found.values() for row in of_model))
+    return choice.run(flags, argv, rows, table)
 
 
 if __name__ == "__main__":

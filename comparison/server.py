@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def server(build: Build, model: Path | None, *args: object) -> Iterator[Server]:
             process.terminate()
             try:
                 process.wait(timeout=60)
-            except subprocess.TimeoutExpired:  # seen once: it waits for a stream that is gone
+            except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+                warnings.warn("llama-server did not end on SIGTERM, and was killed", stacklevel=3)
