@@ -10,6 +10,8 @@
 #include <exception>
 #include <tuple>
 
+static const int32_t n_turn = 4; // batches of a turn
+
 bool common_skip_tiers::load(llama_context * ctx, common_skip_tier_params & params) {
     clear();
     this->ctx = ctx;
@@ -147,7 +149,7 @@ bool common_skip_tiers::measure(common_skip_request & request, common_skip_timin
     return !klds.empty();
 }
 
-void common_skip_tiers::next(const std::vector<common_skip_mask> & masks) {
+void common_skip_tiers::next(const std::vector<common_skip_mask> & masks, bool is_over) {
     const auto find = [](const std::vector<common_skip_mask> & in, const common_skip_mask & mask) {
         return std::find_if(in.begin(), in.end(), [&](const auto & other) { return common_skip_same(mask, other); });
     };
@@ -162,9 +164,16 @@ void common_skip_tiers::next(const std::vector<common_skip_mask> & masks) {
     if (order.empty()) {
         return;
     }
-    std::rotate(order.begin(), order.begin() + 1, order.end());
-    n_switches += !has_turn(order.back());
-    current = order.back();
+    if (has_turn(order.front()) && (is_over || n_batches >= n_turn)) {
+        std::rotate(order.begin(), order.begin() + 1, order.end());
+        n_batches = 0;
+    }
+    if (!has_turn(order.front())) {
+        current   = order.front();
+        n_batches = 0;
+        ++n_switches;
+    }
+    ++n_batches;
     common_skip_use(ctx, current);
 }
 

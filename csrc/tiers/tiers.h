@@ -78,16 +78,19 @@ public:
         }
     }
 
-    // The mask of the slots that decode now: every mask of a slot at work has its turn.
+    // The mask of the slots that decode now: every mask of a slot at work has its turn, of a few batches, since another
+    // mask is another graph, but of one where that holds a part of a prompt.
     template <class Slots>
     void turn(const Slots & slots) {
         std::vector<common_skip_mask> masks;
+        bool                          has_prompt = false;
         for (const auto & slot : slots) {
             if (slot.is_processing()) {
                 masks.push_back(slot.skip());
+                has_prompt |= has_turn(slot.skip()) && slot.prompt.n_tokens() < slot.task->n_tokens();
             }
         }
-        next(masks);
+        next(masks, has_prompt);
     }
 
     bool has_turn(const common_skip_mask & mask) const { return common_skip_same(current, mask); }
@@ -107,8 +110,9 @@ private:
     std::vector<made> tiers;  // in the order of the parameters
     std::vector<made> others; // the most recently used last
 
-    std::vector<common_skip_mask> order; // the masks at work, the one that waits longest first
+    std::vector<common_skip_mask> order; // the masks at work: the one whose turn it is, then the one that waits longest
     common_skip_mask              current;
+    int32_t                       n_batches = 0; // of this turn
     size_t                        level = 0; // of params.load
 
     bool             resolve(common_skip_request & request, size_t n_others);
@@ -116,7 +120,7 @@ private:
     bool             measure(common_skip_request & request, common_skip_timings & timings, common_speculative * spec,
                     llama_seq_id seq_id, llama_pos pos, const std::vector<llama_token> & tokens);
     common_skip_mask other(const std::string & layers);
-    void             next(const std::vector<common_skip_mask> & masks);
+    void             next(const std::vector<common_skip_mask> & masks, bool is_over);
     void             set_level(size_t n_others);
 };
 
