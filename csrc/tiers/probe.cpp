@@ -32,17 +32,25 @@ static double log_sum(const float * row, int32_t n) {
     return most + std::log(sum);
 }
 
-static double mean_kld(const logits & p, const logits & q, int32_t n_vocab) {
-    double sum = 0.0;
+// the mean Kullback-Leibler divergence from p of each of what a batch gave under other masks
+static std::vector<double> mean_kld(const logits & p, const std::vector<logits> & others, int32_t n_vocab) {
+    std::vector<double> res(others.size());
+    std::vector<double> weights(n_vocab);
     for (size_t row = 0; row < p.size(); row += n_vocab) {
         const double log_p = log_sum(&p[row], n_vocab);
-        const double log_q = log_sum(&q[row], n_vocab);
-        for (size_t i = row; i < row + n_vocab; ++i) {
-            const double log_pi = p[i] - log_p;
-            sum += std::exp((float) log_pi) * (log_pi - (q[i] - log_q));
+        for (int32_t i = 0; i < n_vocab; ++i) {
+            weights[i] = std::exp(p[row + i] - (float) log_p);
+        }
+        for (size_t k = 0; k < others.size(); ++k) {
+            const float * q   = &others[k][row];
+            double        sum = log_sum(q, n_vocab) - log_p;
+            for (int32_t i = 0; i < n_vocab; ++i) {
+                sum += weights[i] * (p[row + i] - q[i]);
+            }
+            res[k] += sum * n_vocab / p.size();
         }
     }
-    return sum * n_vocab / p.size();
+    return res;
 }
 
 std::vector<double> common_skip_probe(llama_context * ctx, common_speculative * spec, llama_seq_id seq_id,
@@ -81,11 +89,5 @@ std::vector<double> common_skip_probe(llama_context * ctx, common_speculative * 
         take_back();
         return {};
     }
-    const logits full = read(ctx, tokens.size(), n_vocab);
-
-    std::vector<double> res;
-    for (const auto & logits : masked) {
-        res.push_back(mean_kld(full, logits, n_vocab));
-    }
-    return res;
+    return mean_kld(read(ctx, tokens.size(), n_vocab), masked, n_vocab);
 }
