@@ -154,14 +154,16 @@ def divergence(model: Path, tiers: dict[str, str], args: argparse.Namespace) -> 
     return dict(zip(tiers, np.mean(by_text, axis=0).tolist(), strict=True))
 
 
-def load(model: Path, flags: list[str], args: argparse.Namespace) -> dict[str, Any]:
+def load(
+    model: Path, tiers: dict[str, str], flags: list[str], args: argparse.Namespace
+) -> dict[str, Any]:
     """Return what open loops at full depth and with tiers show, and the bounds on them."""
     requests = mixed(args.file, args.requests)
     n = args.parallel
     size = ["-np", n, "-c", 1024 * n, "-t", args.threads, *flags]
     result: dict[str, Any] = {"answers": {}}
     with server(builds.ours(), model, *size) as running:
-        tiers: dict[str, str] = running.ask("/props")["skip"]["tiers"]
+        left_out: dict[str, str] = running.ask("/props")["skip"]["tiers"]
         some = requests[: max(2 * n, len(requests) // 3)]
         ask(running, some[0], 0)  # the first one pays for the pages
         served = closed_loop(running, some, n)
@@ -176,7 +178,7 @@ def load(model: Path, flags: list[str], args: argparse.Namespace) -> dict[str, A
     result |= {way: summary(answers, len(requests)) for way, answers in result["answers"].items()}
     shares = result[WAYS[1]]["shares"]
     full = speed.bytes_per_token(model)
-    bytes_of = {name: speed.bytes_per_token(model, spec) / full for name, spec in tiers.items()}
+    bytes_of = {name: speed.bytes_per_token(model, spec) / full for name, spec in left_out.items()}
     lost = divergence(model, tiers, args) | {"none": 0.0}
     gain = result[WAYS[1]]["tokens_per_s"] / result[WAYS[0]]["tokens_per_s"]
     promise = promised(shares, bytes_of | {"none": 1.0}, 1 - served / prompts)

@@ -36,7 +36,6 @@ from llama_skip.measure.divergence import kl_divergence
 from llama_skip.measure.perplexity import chunks
 from llama_skip.model.processors import n_processors
 from llama_skip.progress import progress
-from llama_skip.skipset import ranges_text
 
 from comparison import builds
 from comparison.server import server
@@ -115,14 +114,13 @@ def opened(model: Path, n_ctx: int, n_threads: int) -> Llama:
 
 
 def depths(llm: Llama, tiers: Tiers) -> Tiers:
-    """Return what each tier leaves out, the shallowest first, as the server sorts them."""
-    found = {}
+    """Return the tiers, the shallowest first, as the server sorts them."""
+    n_blocks = {}
     for name, spec in tiers.items():
         llm.set_mask(spec)
-        found[name] = llm.mask
+        n_blocks[name] = sum(1 if isinstance(unit, int) else 0.5 for unit in llm.mask)
     llm.set_mask("none")
-    n_blocks = {name: sum(1 if isinstance(u, int) else 0.5 for u in units) for name, units in found.items()}
-    return {name: ranges_text(found[name]) for name in sorted(tiers, key=n_blocks.__getitem__, reverse=True)}
+    return {name: tiers[name] for name in sorted(tiers, key=n_blocks.__getitem__, reverse=True)}
 
 
 def measured(llm: Llama, tokens: list[int], tiers: Tiers, args: argparse.Namespace) -> Row:
@@ -263,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     add("-f", "--file", default=os.environ.get("LLAMA_SKIP_TEXT"), metavar="PROSE")
     add("--texts", type=Path, metavar="FOLDER")
     add("--tokens", type=int, nargs="+", default=[8, 16, 32, 64], metavar="N")
-    add("--default", type=int, default=32, metavar="N", help="of --tokens; llama-server's (default: 32)")
+    add("--default", type=int, default=64, metavar="N", help="of --tokens; llama-server's (default: 64)")
     add("--prompt", type=int, default=256, metavar="N", help="tokens (default: 256)")
     add("--judged", type=int, default=128, metavar="N", help="tokens after it (default: 128)")
     add("--budgets", type=float, nargs="+", default=[0.1, 0.2, 0.5, 1.0], metavar="X")

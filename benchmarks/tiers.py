@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     for part, measure in PARTS.items():
         if part in args.only:
             rows += measure(args.model, tiers, args)
-    under_load = load.load(args.model, tier_flags(tiers), args) if "load" in args.only else None
+    under_load = load.load(args.model, tiers, tier_flags(tiers), args) if "load" in args.only else None
     rows += under_load["rows"] if under_load else []
     if args.png and under_load:
         with replacing(args.png) as file:

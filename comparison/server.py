@@ -108,8 +108,8 @@ def server(build: Build, model: Path | None, *args: object) -> Iterator[Server]:
             yield running
         finally:
             process.terminate()
-            try:
-                process.wait(timeout=60)
+            try:  # upstream's handler takes a lock that the thread it interrupts may hold
+                process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

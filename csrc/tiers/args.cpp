@@ -7,10 +7,17 @@
 
 #include "arg.h"
 #include "common.h"
+#include "log.h"
 
 #include <algorithm>
 #include <regex>
 #include <stdexcept>
+
+const int32_t common_skip_n_probe = 64; // benchmarks/probe.py
+
+int32_t common_skip_tier_params::n_outputs() const {
+    return tiers.empty() ? 1 : common_skip_n_probe;
+}
 
 bool common_skip_tier_params::has(const std::string & name) const {
     return std::any_of(tiers.begin(), tiers.end(), [&](const auto & tier) { return tier.first == name; });
@@ -78,7 +85,7 @@ void common_skip_tier_add_args(const std::function<void(common_arg)> & add_opt) 
                 .set_env("LLAMA_ARG_SKIP_MASKS_MAX"));
 }
 
-void common_skip_tier_check(const common_skip_tier_params & params) {
+void common_skip_tier_check(common_skip_tier_params & params) {
     static const std::regex name_chars("[\\w.-]{1,64}");
 
     for (auto it = params.tiers.begin(); it != params.tiers.end(); ++it) {
@@ -99,28 +106,41 @@ void common_skip_tier_check(const common_skip_tier_params & params) {
     }
     int32_t before = 0;
     for (const auto & [name, n] : params.load) {
-        if (!params.has(name)) {
-            throw std::invalid_argument(
-                string_format("error: --skip-load: no tier '%s', there are: %s", name.c_str(), params.names().c_str()));
-        }
         if (n <= before) {
             throw std::invalid_argument(
                 string_format("error: --skip-load: %s:%d: the numbers have to rise", name.c_str(), n));
         }
         before = n;
     }
+    params.n_given = params.tiers.size();
 }
 
-void common_skip_find_tiers(common_params & params) {
+bool common_skip_load_ok(const common_skip_tier_params & params) {
+    for (const auto & [name, _] : params.load) {
+        if (!params.has(name)) {
+            LOG_ERR("error: --skip-load: no tier '%s', there are: %s\n", name.c_str(),
+                params.tiers.empty() ? "none" : params.names().c_str());
+            return false;
+        }
+    }
+    return true;
+}
+
+bool common_skip_find_tiers(common_params & params) {
     common_skip_tier_params & known = params.skip_tiers;
     if (known.is_complete) {
-        return; // llama-server slept
+        return true; // llama-server slept
     }
     known.is_complete = true;
     for (const auto & name : llama_skip_plan_names(params.model.path)) {
-        if (!known.has(name)) {
+        if (llama_skip_check("", name.c_str(), "", "", "")) {
+            LOG_WRN("skip: the plan %s is no tier: its name is a set of blocks\n", name.c_str());
+        } else if (!known.has(name)) {
             known.tiers.emplace_back(name, "@" + name);
         }
+    }
+    if (!common_skip_load_ok(known)) {
+        return false;
     }
     for (const auto & [_, layers] : known.tiers) {
         const size_t n_bytes = llama_skip_plan_bytes(params.model.path, layers);
@@ -128,4 +148,5 @@ void common_skip_find_tiers(common_params & params) {
             target += n_bytes;
         }
     }
+    return true;
 }

@@ -99,15 +99,13 @@ void common_skip_timings::write(common_json & timings) const {
     }
 }
 
-void common_skip_metrics::add(const common_skip_request & request, const common_skip_timings & timings,
-    uint64_t n_tokens, uint64_t t_us, uint64_t n_switches) {
+void common_skip_metrics::add(
+    const common_skip_request & request, uint64_t n_tokens, uint64_t t_us, const common_skip_work & work) {
     counts & tier = tiers[!request.tier.empty() ? request.tier : request.mask ? "other" : "none"];
     tier.n_requests += 1;
     tier.n_tokens += n_tokens;
     tier.t_us += t_us;
-    n_probes += timings.kld >= 0;
-    probe_ms += timings.probe_ms;
-    this->n_switches = n_switches;
+    this->work = work;
 }
 
 std::string common_skip_metrics::prometheus() const {
@@ -125,15 +123,15 @@ std::string common_skip_metrics::prometheus() const {
             out << "llamacpp:skip_" << name << "{tier=\"" << tier << "\"} " << value(n) << "\n";
         }
     };
-    if (tiers.empty() || (tiers.size() == 1 && tiers.count("none") == 1 && n_probes == 0)) {
+    if (tiers.empty() || (tiers.size() == 1 && tiers.count("none") == 1 && work.n_probes == 0)) {
         return "";
     }
     each("requests_total", "Requests answered, by tier", [](const counts & n) { return n.n_requests; });
     each("tokens_predicted_total", "Tokens generated, by tier", [](const counts & n) { return n.n_tokens; });
     each("tokens_predicted_seconds_total", "Time spent generating, by tier",
         [](const counts & n) { return n.t_us / 1e6; });
-    one("switches_total", "Batches with another mask than the one before", n_switches);
-    one("probes_total", "Prompts that were measured", n_probes);
-    one("probe_seconds_total", "Time spent measuring prompts", probe_ms / 1e3);
+    one("switches_total", "Batches with another mask than the one before", work.n_switches);
+    one("probes_total", "Prompts that were measured", work.n_probes);
+    one("probe_seconds_total", "Time spent measuring prompts", work.probe_ms / 1e3);
     return out.str();
 }

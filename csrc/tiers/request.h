@@ -56,6 +56,13 @@ struct common_skip_timings {
     void write(common_json & timings) const;
 };
 
+// what changing and measuring depths took
+struct common_skip_work {
+    uint64_t n_switches = 0;
+    uint64_t n_probes   = 0;
+    double   probe_ms   = 0;
+};
+
 // what /metrics counts for each tier; sets that are none are one
 struct common_skip_metrics {
     struct counts {
@@ -65,11 +72,8 @@ struct common_skip_metrics {
     };
 
     std::map<std::string, counts> tiers;
-    uint64_t                      n_switches = 0;
-    uint64_t                      n_probes   = 0;
-    double                        probe_ms   = 0;
+    common_skip_work              work;
 
-    void add(const common_skip_request & request, const common_skip_timings & timings, uint64_t n_tokens, uint64_t t_us,
-        uint64_t n_switches);
+    void add(const common_skip_request & request, uint64_t n_tokens, uint64_t t_us, const common_skip_work & work);
     std::string prometheus() const; // empty while no request left anything out
 };

@@ -22,7 +22,7 @@ bool common_skip_tiers::load(llama_context * ctx, common_skip_tier_params & para
             LOG_INF("skip: tier %s: blocks %s left out\n", name.c_str(), tiers.back().mask->layers.c_str());
             ++it;
         } catch (const std::exception & err) {
-            if (layers != "@" + name) {
+            if (it < params.tiers.begin() + params.n_given) {
                 LOG_ERR("error: --skip-tier %s: %s\n", name.c_str(), err.what());
                 return false;
             }
@@ -31,7 +31,7 @@ bool common_skip_tiers::load(llama_context * ctx, common_skip_tier_params & para
         }
     }
     this->params = params;
-    return true;
+    return common_skip_load_ok(params);
 }
 
 void common_skip_tiers::clear() {
@@ -123,7 +123,7 @@ bool common_skip_tiers::resolve(common_skip_request & request, size_t n_others) 
 }
 
 int32_t common_skip_tiers::n_probe(const common_skip_request & request) const {
-    return request.candidates.empty() ? 0 : std::min<int32_t>(params.n_probe, llama_n_ubatch(ctx));
+    return request.candidates.empty() ? 0 : std::min<int32_t>(common_skip_n_probe, llama_n_ubatch(ctx));
 }
 
 bool common_skip_tiers::measure(common_skip_request & request, common_skip_timings & timings, common_speculative * spec,
@@ -146,6 +146,8 @@ bool common_skip_tiers::measure(common_skip_request & request, common_skip_timin
     request.candidates.clear();
     timings.depth    = request.shown();
     timings.probe_ms = (ggml_time_us() - t_start) / 1000.0;
+    work.n_probes += !klds.empty();
+    work.probe_ms += timings.probe_ms;
     return !klds.empty();
 }
 
@@ -171,7 +173,7 @@ void common_skip_tiers::next(const std::vector<common_skip_mask> & masks, bool i
     if (!has_turn(order.front())) {
         current   = order.front();
         n_batches = 0;
-        ++n_switches;
+        ++work.n_switches;
     }
     ++n_batches;
     common_skip_use(ctx, current);

@@ -15,8 +15,8 @@ struct common_speculative;
 
 class common_skip_tiers {
 public:
-    uint64_t    n_switches = 0;
-    std::string error; // why the last task was refused
+    common_skip_work work;
+    std::string      error; // why the last task was refused
 
     // Makes the tiers; false and a line in the log where one is refused. A plan of the model's that is refused is taken
     // off the parameters.
@@ -52,30 +52,34 @@ public:
         for (int32_t i = res; i < n_tokens; ++i) { // media are not decoded again
             res = slot.task->tokens[i] == LLAMA_TOKEN_NULL ? i + 1 : res;
         }
-        return n > 0 && res < n_tokens - 1 ? res : n_tokens;
+        // an adapter that begins within a prompt is switched on there, a sampler of a back-end reads one token's logits
+        const bool can = slot.alora_invocation_start <= 0 && !slot.task->params.sampling.backend_sampling;
+        return can && n > 0 && res < n_tokens - 1 ? res : n_tokens;
     }
 
     // Decodes the last tokens of a prompt but one under each tier that may answer, and at the server's depth, where
-    // they stay; the request gets the shallowest tier within its limit.
+    // they stay; the request gets the shallowest tier within its limit. Returns how many tokens were added.
     template <class Slot>
-    void probe(Slot & slot) {
+    size_t probe(Slot & slot) {
         const int32_t first = slot.prompt.n_tokens();
         const int32_t last  = slot.task->n_tokens() - 1;
         if (first != n_before_probe(slot) || first >= last) {
-            return;
+            return 0;
         }
         std::vector<llama_token> tokens;
         for (int32_t i = first; i < last; ++i) {
             tokens.push_back(slot.task->tokens[i]);
         }
         common_set_adapter_lora(slot.ctx_tgt, slot.lora);
-        if (measure(
+        if (!measure(
                 *slot.task->params.skip, slot.stats.skip, slot.spec, slot.id, slot.prompt.tokens.pos_next(), tokens)) {
-            for (const llama_token token : tokens) {
-                slot.prompt.tokens.push_back(token);
-            }
-            slot.stats.n_prompt_processed += tokens.size();
+            return 0;
         }
+        for (const llama_token token : tokens) {
+            slot.prompt.tokens.push_back(token);
+        }
+        slot.stats.n_prompt_processed += tokens.size();
+        return tokens.size();
     }
 
     // The mask of the slots that decode now: every mask of a slot at work has its turn, of a few batches, since another
@@ -87,7 +91,8 @@ public:
         for (const auto & slot : slots) {
             if (slot.is_processing()) {
                 masks.push_back(slot.skip());
-                has_prompt |= has_turn(slot.skip()) && slot.prompt.n_tokens() < slot.task->n_tokens();
+                has_prompt |=
+                    has_turn(slot.skip()) && !slot.truncated && slot.prompt.n_tokens() < slot.task->n_tokens();
             }
         }
         next(masks, has_prompt);
@@ -113,7 +118,7 @@ private:
     std::vector<common_skip_mask> order; // the masks at work: the one whose turn it is, then the one that waits longest
     common_skip_mask              current;
     int32_t                       n_batches = 0; // of this turn
-    size_t                        level = 0; // of params.load
+    size_t                        level     = 0; // of params.load
 
     bool             resolve(common_skip_request & request, size_t n_others);
     int32_t          n_probe(const common_skip_request & request) const;
@@ -138,7 +143,7 @@ void common_skip_start(Slot & slot) {
 // can.
 template <class Slot>
 void common_skip_end(Slot & slot) {
-    const size_t n_tokens = slot.truncated ? 0 : slot.task->n_tokens();
+    const size_t n_tokens = slot.prompt.tokens.get_common_prefix(slot.task->tokens);
     if (!common_skip_lacks(slot.task->tokens.skip, slot.task->params.skip->mask) ||
         slot.prompt.tokens.size() <= n_tokens) {
         return;
@@ -153,16 +158,22 @@ void common_skip_end(Slot & slot) {
         return;
     }
     common_skip_use(slot.ctx_tgt, slot.prompt.tokens.skip);
-    for (auto & checkpoints = slot.prompt.checkpoints; n_tokens > 0 && !checkpoints.empty(); checkpoints.pop_back()) {
+    bool   is_kept     = false;
+    auto & checkpoints = slot.prompt.checkpoints;
+    while (n_tokens > 0 && !is_kept && !checkpoints.empty()) {
         const auto & last = checkpoints.back();
         if (last.n_tokens <= (int64_t) n_tokens) {
             last.load_tgt(slot.ctx_tgt, slot.id, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
             last.load_dft(slot.ctx_dft, slot.id, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
             common_speculative_set_state(slot.spec, slot.id, last.data_spec);
-            if (keep(last.n_tokens)) {
-                return;
-            }
+            is_kept = keep(last.n_tokens);
+        }
+        if (!is_kept) {
+            checkpoints.pop_back();
         }
     }
-    slot.prompt_clear();
+    common_skip_use(slot.ctx_tgt, slot.skip()); // what else its batch has to do is done under that mask
+    if (!is_kept) {
+        slot.prompt_clear();
+    }
 }

@@ -259,11 +259,14 @@ def test_plans_of_the_model_are_tiers(ours: Build, tiny: Path, tmp_path: Path) -
     model = tmp_path / "model.gguf"
     model.symlink_to(tiny)
     about, found = identify(model), Found("greedy")
-    plans = {name: Plan(about, layers, found=found) for name, layers in {"fast": "1", "deep": "2"}.items()}
+    layers = {"fast": "1", "deep": "2", "none": "1", "1-2": "0"}
+    plans = {name: Plan(about, text, found=found) for name, text in layers.items()}
     annotate_model(model, plans=plans | {"disk": Plan(about, "3", disk_layers="0", found=found)})
-    with server(ours, model, "--skip-tier", "deep=3") as running:
+    with server(ours, model, "--skip-tier", "deep=3", "--skip-load", "fast:9") as running:
         assert running.ask("/props")["skip"]["tiers"] == {"deep": "3", "fast": "1"}
         assert running.logs("the plan disk is no tier")
+        assert running.logs("the plan 1-2 is no tier: its name is a set of blocks")
+        assert ask(running, PROMPTS[0], skip_layers="none")["generation_settings"]["skip"]["layers"] == ""
         answer = ask(running, PROMPTS[0], skip_layers="fast", cache_prompt=False)
         assert answer["generation_settings"]["skip"] == {"tier": "fast", "layers": "1", "prompt": False}
         assert ask(running, PROMPTS[0], skip_layers="@deep")["generation_settings"]["skip"]["layers"] == "2"
@@ -355,6 +358,7 @@ def test_random_bodies(ours: Build, tiny: Path) -> None:
         (("--skip-tier", "1-2=1"), "the name is a set of blocks"),
         (("--skip-tier", "a=1", "--skip-tier", "a=2"), "given twice"),
         (("--skip-tier", "a=1", "--skip-load", "b:2"), "no tier 'b', there are: a"),
+        (("--skip-tier", "a=@a", "--skip-load", "a:2"), "--skip-tier a: "),
         (("--skip-tier", "a=1", "--skip-load", "a:0"), "expected NAME:N"),
         (("--skip-tier", "a=1", "--skip-tier", "b=2", "--skip-load", "a:4,b:2"), "the numbers have to rise"),
         (("--skip-masks-max", 0), "at least 1"),
@@ -364,6 +368,33 @@ def test_flags_that_are_refused(ours: Build, tiny: Path, args: tuple[Any, ...], 
     done = ours.run("llama-server", "-m", tiny, "--port", 1, *args)
     assert done.returncode != 0
     assert reason in done.stdout + done.stderr
+
+
+def test_a_prompt_is_measured_whatever_else_is_asked(ours: Build, smollm2: Path) -> None:
+    """With chunks of the cache used again, and several completions; not where the back-end samples."""
+    args = ("-np", 4, "-c", 4096, "--kv-unified", "--metrics", *flags({"fast": FAST}))
+    with server(ours, smollm2, *args) as found:
+        tokens = found.ask("/tokenize", {"content": " ".join(PROMPTS * 3)})["tokens"]
+        plain = ask(found, tokens, skip_max_kld=100, cache_prompt=False)
+        for more in ({}, {"n_cache_reuse": 1}):
+            answer = ask(found, tokens, skip_max_kld=100, **more)
+            assert answer["tokens"] == plain["tokens"], more
+            assert answer["timings"]["skip_kld"] == pytest.approx(plain["timings"]["skip_kld"], rel=1e-3)
+        sampled = ask(found, tokens, skip_max_kld=100, backend_sampling=True, n_probs=0)
+        assert "skip_kld" not in sampled["timings"]
+        answers = found.ask("/completion", {"prompt": tokens, "n_predict": 2, "n": 3, "skip_max_kld": 100})
+        assert [answer["timings"]["skip"] for answer in answers] == ["fast"] * 3
+        metrics = found.text("/metrics")
+        assert "llamacpp:skip_probes_total 4\n" in metrics
+        assert plain["timings"]["prompt_n"] == len(tokens)
+
+
+def test_an_answer_that_fills_the_context_leaves_its_prompt(ours: Build, smollm2: Path) -> None:
+    with server(ours, smollm2, "-np", 1, "-c", 256, *flags({"fast": FAST})) as found:
+        tokens = found.ask("/tokenize", {"content": " ".join(PROMPTS * 3)})["tokens"]
+        full = ask(found, tokens, 512, skip_layers="fast")
+        assert full["truncated"] and full["stop_type"] == "limit"
+        assert cached(ask(found, tokens, skip_layers="none")) >= len(tokens) - 1
 
 
 def test_under_load(ours: Build, smollm2: Path) -> None:
@@ -399,7 +430,7 @@ def test_as_deep_as_a_request_needs(
 ) -> None:
     tiers = {"fast": FAST, "faster": "3-24"} if kind == "full" else {"fast": "1", "faster": "0,2"}
     llm = make(models[kind], n_ctx=512, flash_attn=True, logits_all=True)
-    prompt = llm.tokenize(" ".join(PROMPTS).encode())
+    prompt = llm.tokenize(" ".join(PROMPTS * 2).encode())
     divergence = {name: measured(llm, prompt, spec) for name, spec in tiers.items()}
     low, high = sorted(divergence.values())
     assert low < 0.9 * high
@@ -411,8 +442,8 @@ def test_as_deep_as_a_request_needs(
             name = answer["timings"]["skip"] or "none"
             assert name == (fits or ["none"])[0]
             assert answer["tokens"] == plain[name]
-            if fits:
-                assert answer["timings"]["skip_kld"] == pytest.approx(divergence[name], rel=1e-3)
+            if fits:  # 64 tokens and more take another kernel, which rounds in another way
+                assert answer["timings"]["skip_kld"] == pytest.approx(divergence[name], rel=0.05)
         only = ask(found, prompt, skip_max_kld=2 * high, skip_layers="fast")
         assert only["timings"]["skip"] == "fast"
         short = ask(found, prompt[:2], skip_max_kld=2 * high)
@@ -422,7 +453,7 @@ def test_as_deep_as_a_request_needs(
         assert named["generation_settings"]["skip"] == {"tier": "", "layers": "", "prompt": False}
 
 
-def measured(llm: Any, prompt: list[int], spec: str, n: int = 32) -> float:
+def measured(llm: Any, prompt: list[int], spec: str, n: int = 64) -> float:
     """Mean divergence of a mask on the last tokens of a prompt but one, those before at full depth."""
     first = len(prompt) - 1 - n
 

@@ -362,7 +362,7 @@ class WritingModel(LoadedModel):
         self,
         prompt: str | Sequence[int],
         tiers: str | Iterable[str] | None = None,
-        n_tokens: int = 32,
+        n_tokens: int = 64,
     ) -> dict[str, float]:
         """Return how far each tier is from the depth in force on the end of a prompt.
 
