@@ -154,9 +154,7 @@ def divergence(model: Path, tiers: dict[str, str], args: argparse.Namespace) -> 
     return dict(zip(tiers, np.mean(by_text, axis=0).tolist(), strict=True))
 
 
-def load(
-    model: Path, tiers: dict[str, str], flags: list[str], args: argparse.Namespace
-) -> dict[str, Any]:
+def load(model: Path, tiers: dict[str, str], flags: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """Return what open loops at full depth and with tiers show, and the bounds on them."""
     requests = mixed(args.file, args.requests)
     n = args.parallel
