@@ -68,7 +68,9 @@ def score_model(
     surprisal of the text is smallest; of blocks that this cannot tell apart on so many tokens, the one
     without which perplexity is lowest.
     With `halves` attention or feed-forward of a block can go alone, and that goes which costs least for what
-    it saves: growth per byte, KV byte or millisecond. The rest of such a block goes as the block.
+    it saves: growth per byte, KV byte or millisecond. Where that cannot be told, a whole block goes before
+    halves, since neighbouring blocks cost less together (by KV bytes an attention is as good). The rest of
+    such a block goes as the block.
     Perplexity and divergence count the second half of each window, as llama-perplexity does. A path that is
     made longer later is measured anew from there, with less known about what blocks cost.
 
@@ -125,15 +127,15 @@ def score_model(
             "n_ctx": n_ctx,
             "n_path": n_path,
             "shortcuts": shortcuts,
+            **({"heal": "scale"} if heal else {}),
+            **({"halves": True, "per": per or PER[0]} if halves else {}),
             "rules": {
                 "loss": search.LOSS,
                 "z": search.Z,
                 "slack": search.SLACK,
                 "far": search.FAR,
-                "ties": "perplexity",
+                "ties": "blocks, perplexity" if halves and per != "kv" else "perplexity",
             },
-            **({"heal": "scale"} if heal else {}),
-            **({"halves": True, "per": per or PER[0]} if halves else {}),
         }
         fresh = Score(model, info, json.loads(json.dumps(settings)), False, 0.0, 0.0)
         score = _begun(fresh, output) if output is not None else fresh
@@ -221,6 +223,7 @@ def _measure(
             scale=runner.scale(out),
         )
         state.saves = sizes.gains(out)
+        state.blocks_first = score.settings["rules"]["ties"].startswith("blocks")
         begun = None
         bar.say(f"{sizes.of(out):.3g} of {n_path} blocks chosen")
 

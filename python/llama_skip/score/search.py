@@ -45,6 +45,7 @@ class Sweep:
         prior: what each candidate cost when it was measured last; {} at the first step.
         scale: what the gaps of `out` are scaled by, as for `--skip-scale`.
         saves: what each candidate saves beyond `out`; 1 where nothing is said.
+        blocks_first: of what cannot be told apart a whole block goes rather than a half.
     """
 
     out: list[Unit]
@@ -55,6 +56,7 @@ class Sweep:
     prior: dict[Unit, float] = field(default_factory=dict)
     scale: str = ""
     saves: Mapping[Unit, float] = field(default_factory=dict)
+    blocks_first: bool = False
 
     def costs(self) -> dict[Unit, float]:
         """Return by how much the mean KL divergence grows without each candidate, where it was measured."""
@@ -102,8 +104,10 @@ class Sweep:
         return [unit for unit, loss in losses.items() if may_win(loss)]
 
     def best(self) -> Unit:
-        """Return the candidate of those with the lowest perplexity."""
-        return min(self.first(), key=self.surprisal)
+        """Return the candidate of those with the lowest perplexity, a whole block first where that is asked."""
+        first = self.first()
+        blocks = [unit for unit in first if isinstance(unit, int)] if self.blocks_first else []
+        return min(blocks or first, key=self.surprisal)
 
 
 def run(
