@@ -73,7 +73,7 @@ def test_against_the_long_way(slow: Score, model: Path, text: Path, make: Any) -
         return sum(sizes[unit] for unit in out if unit in gone or block_of(unit) not in gone)
 
     def expected(out: list[Unit]) -> Unit:
-        """Return what costs least a byte; a block, then by perplexity, where that cannot be told from the best."""
+        """Return what costs least a byte; of what cannot be told from it a block, by perplexity."""
         base = measured(out)
         begun = {block_of(unit) for unit in out}
         candidates = [u for u in sizes if u not in out and (isinstance(u, int) or block_of(u) not in begun)]

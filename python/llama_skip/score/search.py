@@ -104,7 +104,7 @@ class Sweep:
         return [unit for unit, loss in losses.items() if may_win(loss)]
 
     def best(self) -> Unit:
-        """Return the candidate of those with the lowest perplexity, a whole block first where that is asked."""
+        """Return the one of those with the lowest perplexity, of the whole blocks first if asked to."""
         first = self.first()
         blocks = [unit for unit in first if isinstance(unit, int)] if self.blocks_first else []
         return min(blocks or first, key=self.surprisal)
