@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -420,6 +421,8 @@ def test_turns_are_fair(ours: Build, tiny: Path) -> None:
     ):
         jobs = ["fast", "fast", "faster", "none"]
         answers = list(pool.map(lambda name: ask(found, PROMPTS[0], 300, skip_layers=name), jobs))
+        switches = re.search(r"llamacpp:skip_switches_total (\d+)", found.text("/metrics"))
+    assert switches and 100 < int(switches[1]) < 450  # 900 batches of three depths, four in a turn
     times = [answer["timings"]["predicted_ms"] for answer in answers]
     assert min(times) > 0.5 * max(times), times  # nobody waited until another one was done
 
