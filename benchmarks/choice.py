@@ -149,36 +149,37 @@ def table(model: Path, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def chosen(model: Path, args: argparse.Namespace) -> tuple[Score, dict[str, Any]]:
-    """Return our score and what sleb.py finds, made where that was not done."""
-    output = args.folder / f"{model.stem}.score.json"
-    n_blocks = share_of_blocks(SHARES[-1], identify(model).n_layer)
-    score = score_model(
+def scored(model: Path, args: argparse.Namespace) -> Score:
+    """Return our score, made where that was not done."""
+    return score_model(
         model,
         text=args.file,
-        output=output,
+        output=args.folder / f"{model.stem}.score.json",
         n_tokens=args.tokens,
         n_ctx=args.ctx_size,
-        n_path=n_blocks,
+        n_path=share_of_blocks(SHARES[-1], identify(model).n_layer),
         n_threads=args.threads,
         n_threads_batch=args.threads,
         show_progress=True,
     )
+
+
+def chosen(model: Path, args: argparse.Namespace) -> tuple[Score, dict[str, Any]]:
+    """Return our score and what sleb.py finds, made where that was not done."""
+    score = scored(model, args)
     reference = args.folder / f"{model.stem}.sleb.json"
-    options = [
-        "--tokens",
-        args.tokens,
-        "--ctx",
-        args.ctx_size,
-        "--blocks",
-        n_blocks,
-        "--threads",
-        args.threads,
-    ]
-    sleb.main([str(arg) for arg in (model, "-f", args.file, "-o", reference, *options)])
+    flags = {
+        "-f": args.file,
+        "-o": reference,
+        "--tokens": args.tokens,
+        "--ctx": args.ctx_size,
+        "--blocks": len(score.path),
+        "--threads": args.threads,
+    }
+    sleb.main([str(model), *(str(word) for pair in flags.items() for word in pair)])
     found = json.loads(reference.read_text())
     if found["text"]["tokens_sha256"] != score.text.sha256:
-        raise SystemExit(f"error: {output} and {reference} were not made with the same tokens")
+        raise SystemExit(f"error: the score of {model} and {reference} were not made with the same tokens")
     return score, found
 
 

@@ -2,13 +2,15 @@
 
     python benchmarks/cost.py MODEL [-f TEXT] [--tokens N] [--fraction F] [--threads N] [--windows W]
     python benchmarks/cost.py MODEL --halves [--per weights|kv|time] [--pairs N] [-f TEXT] [--tokens N] ...
+    python benchmarks/cost.py MODEL --heal [--pairs N] [-f TEXT] [--tokens N] ...
 
 Without shortcuts each candidate of each step is measured on all tokens, and the full model once a step: the
 same work for each window of the text, hours in all. With --windows it is done on the first W, and its time is
 scaled to all.
 
 With --halves: what a path over blocks and halves takes, beside one over blocks to the same depth, in turn, N
-times; the medians.
+times; the medians. With --heal: what `llama-skip plan --heal --fraction F` takes, all of it, beside `score`
+to the same depth on the same tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from llama_skip.errors import MIB
 from llama_skip.files.identity import identify
+from llama_skip.heal.choose import plan_healed
 from llama_skip.model.processors import n_processors
+from llama_skip.plan.choose import plan_blocks
 from llama_skip.score.file import share_of_blocks
 from llama_skip.score.score import score_model
 from llama_skip.score.sizes import PER
@@ -78,6 +83,41 @@ def with_halves(args: argparse.Namespace, n_path: int) -> int:
     return 0
 
 
+def with_healing(args: argparse.Namespace, n_path: int) -> int:
+    """Measure a healed plan beside a path to the same depth, and print what it costs."""
+    found: dict[str, list[dict[str, Any]]] = {"score": [], "plan --heal": []}
+    options = {"n_threads": args.threads, "n_threads_batch": args.threads, "text": args.file}
+    for _ in range(args.pairs):
+        found["score"].append(timed(args, "score", n_path))
+        with TemporaryDirectory() as folder:
+            wall, cpu = time.perf_counter(), time.process_time()
+            score = score_model(
+                args.model, n_tokens=args.tokens, n_ctx=args.ctx_size, n_path=n_path, heal=True, **options
+            )
+            plan = plan_healed(
+                args.model,
+                score,
+                plan_blocks(score, blocks=n_path),
+                output=Path(folder) / "healed.gguf",
+                log=lambda line: print(line, file=sys.stderr),
+                **options,
+            )
+        times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        found["plan --heal"].append({**times, "skip_layers": plan.skip_layers})
+    ratios = {
+        key: median(run[key] for run in found["plan --heal"]) / median(run[key] for run in found["score"])
+        for key in KINDS
+    }
+    if args.json:
+        print(json.dumps({"model": Path(args.model).name, **found, "ratio": ratios}))
+        return 0
+    print(f"{Path(args.model).name}, {args.tokens} tokens, {n_path} blocks, {args.threads} threads")
+    print(f"processor time of plan --heal / score: {ratios['cpu']:.2f} ({args.pairs} pairs); goal 2")
+    for way, runs in found.items():
+        print(f"{way}: {median(run['cpu'] for run in runs):.0f} s")
+    return 0
+
+
 def main() -> int:
     """Measure both ways and print their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -93,7 +133,10 @@ def main() -> int:
     parser.add_argument("-o", "--output", help="keep the score of the way with shortcuts")
     parser.add_argument("--halves", action="store_true", help="compare with a path over halves, too")
     parser.add_argument("--per", choices=PER, default=PER[0], help=f"with --halves (default: {PER[0]})")
-    parser.add_argument("--pairs", type=int, default=1, help="with --halves: how often (default: 1)")
+    parser.add_argument("--heal", action="store_true", help="compare with a healed plan")
+    parser.add_argument(
+        "--pairs", type=int, default=1, help="with --halves or --heal: how often (default: 1)"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.file is None:
@@ -103,6 +146,8 @@ def main() -> int:
     n_path = share_of_blocks(args.fraction, identify(args.model).n_layer)
     if args.halves:
         return with_halves(args, n_path)
+    if args.heal:
+        return with_healing(args, n_path)
     n_windows = args.tokens // args.ctx_size
     some = min(args.windows or n_windows, n_windows)
     fast = timed(args, "with shortcuts", n_path, output=args.output)

@@ -1,7 +1,8 @@
 """Pictures of docs/quality.md, from its tables: python benchmarks/pictures.py
 
 For each model the perplexity over the weights that are loaded: the greedy path with nothing in its gaps, the
-same healed, and smaller quantizations of the same file.
+same healed, and smaller quantizations of the same file. From the table with `plan --heal` also the KL
+divergence over weights, prompt speed and KV cache, each as a share of the full model's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from matplotlib import pyplot
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PATHS = {"identity": "blocks left out", "healed": "left out and healed"}
+HEALING = "plan --heal"
+AXES = {"MiB": "weights loaded", "prompt": "prompt speed", "KV": "KV cache"}  # as shares of the full model's
 Row = dict[str, str]
 
 
@@ -69,12 +72,43 @@ def draw(model: str, rows: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
+def draw_costs(model: str, rows: list[Row], path: Path) -> None:
+    """Draw what is saved in three ways, beside what it costs; `rows` are those of one run."""
+    full = next(row for row in rows if row["chosen by"] == "full model")
+    kinds = {
+        "greedy, nothing in its gaps": [
+            r for r in rows if (r["chosen by"], r["gap"]) == ("greedy", "identity")
+        ],
+        HEALING: [r for r in rows if r["chosen by"] == HEALING],
+        "smaller quantization": [r for r in rows if r["share"] == "0%" and r is not full],
+    }
+    figure, panels = pyplot.subplots(1, 3, figsize=(10.4, 3.6), layout="constrained", sharey=True)
+    for axes, (column, label) in zip(panels, AXES.items(), strict=True):
+        for (kind, of_kind), marker in zip(kinds.items(), ("o-", "D-", "s"), strict=True):
+            shares = [float(row[column]) / float(full[column]) for row in of_kind]
+            axes.plot(shares, [float(row["KL"]) for row in of_kind], marker, label=kind)
+            for row, share in zip(of_kind, shares, strict=True):
+                name = row["share"] if row["share"] != "0%" else row["chosen by"]
+                at = (share, float(row["KL"]))
+                axes.annotate(name, at, xytext=(5, 3), textcoords="offset points", fontsize=7)
+        axes.set(xlabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel="KL divergence, nats a token")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(model)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
 def main() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "llama-skip"
     folder = DOCS / "pictures"
     folder.mkdir(exist_ok=True)
     for model, rows in tables((DOCS / "quality.md").read_text(encoding="utf-8")).items():
-        draw(model, rows, folder / f"quality-{model.split('-')[0].lower()}.svg")
+        name = model.split("-")[0].lower()
+        draw(model, [row for row in rows if "KV" not in row], folder / f"quality-{name}.svg")
+        if run := [row for row in rows if "KV" in row]:
+            draw_costs(model, run, folder / f"costs-{name}.svg")
 
 
 if __name__ == "__main__":

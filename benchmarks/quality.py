@@ -3,7 +3,8 @@
     python benchmarks/quality.py MODEL... [-f TEXT] [--judge TEXT] [-d FOLDER] [--quant TYPE ...]
 
 Blocks are chosen on the first --tokens of TEXT, as in choice.py, gaps are fitted on its first --heal-tokens,
-and all is judged on another text and on the model's own writing. A gap is filled with
+and all is judged on another text, on the model's own writing and on source code, Python's own. "plan --heal"
+is what `llama-skip plan --heal` chooses and fits on --heal-tokens. A gap is filled with
 
     identity    nothing
     norm ratio  the mean ratio of the norms behind and before it (Prune&Comp)
@@ -14,8 +15,11 @@ and all is judged on another text and on the model's own writing. A gap is fille
 d is ln(perplexity / the full model's), its ratio to that of the greedy path of `llama-skip score` with the
 identity; no ratio is shown where leaving blocks out lowers the perplexity. Bounds on d for the greedy path:
 healed, 0.7 of the identity's on the judging text, and no more than that on the model's own writing; scale, no
-more on the judging text. FOLDER keeps scores, plans, quantizations and evaluations, and what is there is not
-made again. The exit code is 1 where a bound is missed.
+more on the judging text. For "plan --heal": KL divergence at most 0.45 of the greedy identity's on the
+judging text, d no more than the identity's on the others. With --speed, tokens/s of prompts are measured, to
+be compared within one run on a quiet machine; KV is what a token takes, in KiB. FOLDER keeps scores, plans,
+quantizations and evaluations, and what is there is not made again. The exit code is 1 where a bound is
+missed.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,27 +42,33 @@ import choice
 import numpy as np
 from llama_skip import Llama
 from llama_skip._tools import tool_path
+from llama_skip.bypass import bypass
+from llama_skip.bypass.bypass import Bypass
+from llama_skip.bypass.regression import LinearFits, Sums
 from llama_skip.eval.evaluate import evaluate
 from llama_skip.eval.file import EvalRow, Evaluation
 from llama_skip.files.identity import block_bytes, identify
+from llama_skip.heal.choose import plan_healed
 from llama_skip.heal.heal import OWN_WRITING, heal_plan
 from llama_skip.heal.healer import Healer, Trial
-from llama_skip.heal.regression import LinearFits, Sums
 from llama_skip.measure.candidates import text_windows
 from llama_skip.measure.text import read_text
 from llama_skip.model.processors import n_processors
-from llama_skip.plan import bypass
-from llama_skip.plan.bypass import Bypass
-from llama_skip.plan.file import Plan, write_plan
+from llama_skip.plan.choose import plan_blocks
+from llama_skip.plan.file import Plan, read_plan, write_plan
 from llama_skip.plan.found import Found
 from llama_skip.progress import progress
 from llama_skip.score.file import share_of_blocks
+from llama_skip.score.score import score_model
 from llama_skip.skipset import gaps, ranges_text
 
-TEXTS = ("judging", "own writing")
+TEXTS = ("judging", "own writing", "source code")
+MODULES = ("argparse", "ast", "dataclasses", "difflib", "inspect", "tarfile", "typing", "zipfile")  # its text
 BOUNDS = {("healed", "judging"): 0.7, ("healed", "own writing"): 1.0, ("scale", "judging"): 1.0}
 FILLS = ("identity", "norm ratio", "full map", "scale", "healed")
-WAYS = ("greedy", "SLEB", "one-shot", "influence", "angular")
+HEALING = "plan --heal"
+WAYS = ("greedy", "SLEB", "one-shot", "influence", "angular", HEALING)
+HEALED_KLD = 0.45  # of the greedy identity's
 
 
 class FullMap:
@@ -139,6 +150,33 @@ def plan_file(model: Path, fill: str, blocks: list[int], args: argparse.Namespac
     return Path(path)
 
 
+def healing_plan(model: Path, share: float, args: argparse.Namespace) -> Path:
+    """Return the file of what `llama-skip plan --heal` makes, which is made if it is not there."""
+    path = args.folder / f"{model.stem}.{share:g}.plan-heal.plan"
+    if path.exists():
+        return Path(path)
+    healing = {"text": args.file, "show_progress": True, **options(args)}
+    score = score_model(
+        model,
+        output=args.folder / f"{model.stem}.heal.score.json",
+        n_tokens=args.heal_tokens,
+        n_ctx=args.ctx_size,
+        n_path=share_of_blocks(choice.SHARES[-1], identify(model).n_layer),
+        heal=True,
+        **healing,
+    )
+    plan_healed(
+        model,
+        score,
+        plan_blocks(score, fraction=share),
+        output=path,
+        own_writing=args.own_writing,
+        log=lambda line: print(line, file=sys.stderr),
+        **healing,
+    )
+    return Path(path)
+
+
 def quantized(model: Path, kind: str, args: argparse.Namespace) -> Path:
     """Return the model in another quantization, which is made if it is not there."""
     path = Path(args.folder) / f"{model.stem}.{kind}.gguf"
@@ -158,7 +196,11 @@ def texts(model: Path, args: argparse.Namespace) -> dict[str, Path]:
     found = {
         "judging": args.folder / "judging.txt",
         "own writing": args.folder / f"{model.stem}.own-writing.txt",
+        "source code": args.folder / "source-code.txt",
     }
+    if not found["source code"].exists():
+        files = (Path(str(import_module(name).__file__)) for name in MODULES)
+        found["source code"].write_bytes(b"\n".join(file.read_bytes() for file in files))
     if not found["judging"].exists():
         found["judging"].write_bytes(choice.judging_text(args))
     if not found["own writing"].exists():
@@ -181,7 +223,7 @@ def judged(model: Path, plans: list[Path], args: argparse.Namespace) -> dict[str
             text=text,
             n_ctx=args.ctx_size,
             n_windows=args.judge_tokens // args.ctx_size,
-            speed=False,
+            speed=args.speed,
             output=args.folder / f"{model.stem}.{name.replace(' ', '-')}.eval.json",
             show_progress=True,
             **options(args),
@@ -193,11 +235,18 @@ def judged(model: Path, plans: list[Path], args: argparse.Namespace) -> dict[str
 def rows(model: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a row for each plan and quantization of a model."""
     n_layer = identify(model).n_layer
-    score, found = choice.chosen(model, args)
+    others = not {*WAYS[1:-1]}.isdisjoint(args.ways)
+    score, found = choice.chosen(model, args) if others else (choice.scored(model, args), None)
     made: list[tuple[Path, dict[str, Any]]] = []
     for share in args.shares:
-        chosen = choice.choices(score, found, share_of_blocks(share, n_layer))
+        n = share_of_blocks(share, n_layer)
+        chosen = choice.choices(score, found, n) if found else {WAYS[0]: [s.block for s in score.path[:n]]}
         for way in args.ways:
+            if way == HEALING:
+                path = healing_plan(model, share, args)
+                row = {"share": share, "way": way, "blocks": read_plan(path).skip_layers, "fill": "healed"}
+                made.append((path, row))
+                continue
             blocks = sorted(chosen[way])
             for fill in args.fills:
                 row = {"share": share, "way": way, "blocks": ranges_text(blocks), "fill": fill}
@@ -210,7 +259,11 @@ def rows(model: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     def measured(name: str) -> dict[str, Any]:
         row = by_name["judging"][name]
-        values: dict[str, Any] = {"MiB": sum(m.weights for m in row.memory.values())}
+        values: dict[str, Any] = {
+            "MiB": sum(m.weights for m in row.memory.values()),
+            "KV": 1024 * sum(m.kv for m in row.memory.values()) / args.ctx_size,
+            "prompt": row.prompt_speed,
+        }
         for text, named in by_name.items():
             values[text] = {
                 "perplexity": named[name].perplexity,
@@ -239,17 +292,27 @@ def rows(model: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 values[text]["ratio"] = values[text]["d"] / least
             bound = BOUNDS.get((row["fill"], text)) if row["way"] == WAYS[0] else None
             values[text]["missed"] = bound is not None and values[text]["d"] > bound * least
+            if row["way"] == HEALING:
+                kld = identity[row["share"]][text]["kld"]
+                values[text]["kld ratio"] = values[text]["kld"] / kld
+                values[text]["missed"] = (
+                    values[text]["kld"] > HEALED_KLD * kld if text == TEXTS[0] else values[text]["d"] > least
+                )
         yield {**row, **values}
 
 
 def table(model: Path, found: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of a table in Markdown."""
     yield f"{model.name}\n"
-    head = ["share", "chosen by", "left out", "gap", "MiB", "perplexity", "KL", "d", "d ratio"]
-    yield f"| {' | '.join([*head, 'own writing: KL', 'd', 'd ratio'])} |"
-    yield "|---" * (len(head) + 3) + "|"
+    has_speed = found[0]["prompt"] is not None
+    head = ["share", "chosen by", "left out", "gap", "MiB", "KV", *(["prompt"] if has_speed else [])]
+    head += ["perplexity", "KL", "d", "d ratio"]
+    head += [cell for text in TEXTS[1:] for cell in (f"{text}: KL", "d", "d ratio")]
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
     for row in found:
         cells = [f"{row['share']:.0%}", row["way"], row["blocks"], row["fill"], f"{row['MiB']:.1f}"]
+        cells += [f"{row['KV']:.1f}", *([f"{row['prompt']:.0f}"] if has_speed else [])]
         for text in TEXTS:
             values = row[text]
             ratio = f"{values['ratio']:.3f}" if "ratio" in values else ""
@@ -279,6 +342,7 @@ def main(argv: list[str] | None = None) -> int:
     add("-c", "--ctx-size", type=int, default=512, metavar="N")
     add("-t", "--threads", type=int, default=n_processors(), metavar="N")
     add("-ngl", "--gpu-layers", type=int, metavar="N", help="blocks on devices, as of Llama")
+    add("--speed", action="store_true", help="measure tokens/s, too")
     add("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.file is None:

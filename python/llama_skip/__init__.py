@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from llama_skip.bake.bake import Baked, bake_model
     from llama_skip.bench.bench import bench_model
     from llama_skip.bench.file import Bench, BenchRow
+    from llama_skip.bypass.bypass import Bypass
     from llama_skip.errors import ModelLoadError
     from llama_skip.eval.evaluate import evaluate
     from llama_skip.eval.file import EvalRow, Evaluation, read_evaluation
     from llama_skip.files.identity import Identity, TextInfo, identify
+    from llama_skip.heal.choose import plan_healed
     from llama_skip.heal.heal import heal_plan
     from llama_skip.llama.llama import Llama
     from llama_skip.measure.memory import fit_gpu_layers
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from llama_skip.model.sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
     from llama_skip.model.state import LlamaState
     from llama_skip.plan.annotate import Annotated, annotate_model
-    from llama_skip.plan.bypass import Bypass
     from llama_skip.plan.choose import plan_blocks, plan_kv, plan_memory, plan_speed
     from llama_skip.plan.file import Plan, read_plan, write_plan
     from llama_skip.plan.imports import import_plan
@@ -49,7 +50,7 @@ _HOMES = {
     "Bench": "bench.file",
     "BenchRow": "bench.file",
     "BlockScore": "score.file",
-    "Bypass": "plan.bypass",
+    "Bypass": "bypass.bypass",
     "DeviceMemory": "model.loaded",
     "EvalRow": "eval.file",
     "Evaluation": "eval.file",
@@ -76,6 +77,7 @@ _HOMES = {
     "identify": "files.identity",
     "import_plan": "plan.imports",
     "plan_blocks": "plan.choose",
+    "plan_healed": "heal.choose",
     "plan_kv": "plan.choose",
     "plan_memory": "plan.choose",
     "plan_speed": "plan.choose",
@@ -121,6 +123,7 @@ __all__ = [
     "identify",
     "import_plan",
     "plan_blocks",
+    "plan_healed",
     "plan_kv",
     "plan_memory",
     "plan_speed",

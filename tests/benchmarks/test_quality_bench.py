@@ -36,7 +36,9 @@ def run(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
     with (folder / "out.json").open("w") as out:
         stdout, sys.stdout = sys.stdout, out
         try:
-            code = quality.main([*args, "--ways", "greedy", "angular", "--shares", "0.3", "--quant", "F16"])
+            code = quality.main(
+                [*args, "--ways", "greedy", "angular", quality.HEALING, "--shares", "0.3", "--quant", "F16"]
+            )
         finally:
             sys.stdout = stdout
     rows: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())["plain.gguf"]
@@ -48,11 +50,12 @@ def test_every_choice_with_every_fill(run: tuple[Path, list[dict[str, Any]]]) ->
     folder, rows = run
     assert [row["way"] for row in rows[:2]] == ["full model", "F16"]
     assert [(row["way"], row["fill"]) for row in rows[2:]] == [
-        (way, fill) for way in ("greedy", "angular") for fill in quality.FILLS
+        *((way, fill) for way in ("greedy", "angular") for fill in quality.FILLS),
+        (quality.HEALING, "healed"),
     ]
     full = rows[0]["judging"]["perplexity"]
     identity = next(row for row in rows[2:] if row["fill"] == "identity")
-    for row in rows[2:]:
+    for row in rows[2:-1]:
         d = math.log(row["judging"]["perplexity"] / full)
         expected = math.log(identity["judging"]["perplexity"] / full)
         assert row["judging"]["d"] == pytest.approx(d)
@@ -62,7 +65,7 @@ def test_every_choice_with_every_fill(run: tuple[Path, list[dict[str, Any]]]) ->
         assert row["judging"]["missed"] == (bound is not None and d > bound * expected)
     lines = list(quality.table(Path("plain.gguf"), rows))
     assert len(lines) == len(rows) + 3 and lines[0] == "plain.gguf\n"
-    assert {line.count("|") for line in lines[1:]} == {13}
+    assert {line.count("|") for line in lines[1:]} == {17}
     found = read_evaluation(folder / "plain.judging.eval.json")
     assert found.text.name == "judging.txt" and found.complete
 

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "python" / "llama_skip"
 MOST_FILES = 16  # __init__.py among them
 
 # from the bottom up; each imports from those before it alone
-ORDER = ["errors", "progress", "_core", "skipset", "files", "model", "openai", "llama", "measure", "score"]
-ORDER += ["plan", "heal", "eval", "report", "bake", "bench", "cli"]
+ORDER = ["errors", "progress", "_core", "skipset", "files", "model", "openai", "llama", "bypass", "measure"]
+ORDER += ["score", "plan", "heal", "eval", "report", "bake", "bench", "cli"]
 APART = ["_tools", "compat"]  # a launcher and a shim: they import _core at most, and nothing imports them
 
 

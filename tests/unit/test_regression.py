@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 from llama_skip import skipset
+from llama_skip.bypass import bypass
+from llama_skip.bypass.bypass import Bypass
+from llama_skip.bypass.regression import EPS, Sums
 from llama_skip.files.identity import Identity
 from llama_skip.files.store import write_json
-from llama_skip.heal.regression import Sums
-from llama_skip.measure.weights import EPS
-from llama_skip.plan import bypass
-from llama_skip.plan.bypass import Bypass
 from llama_skip.plan.file import FORMAT, Plan, is_gguf, read_plan, write_plan
 from llama_skip.plan.found import Found
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_skip import Llama
-from llama_skip.files.identity import Identity, block_bytes, half_bytes
-from llama_skip.measure import perplexity
+from llama_skip.files.identity import Identity, block_bytes, half_bytes, identify
+from llama_skip.measure import perplexity, splits
 from llama_skip.measure.divergence import Scored, kl_divergence
 from llama_skip.score import score as scoring
 from llama_skip.score import search
 from llama_skip.score.checkpoint import Checkpoint
 from llama_skip.score.file import Score, read_score, write_score
+from llama_skip.score.healing_runner import HealingRunner
 from llama_skip.score.runner import Runner
-from llama_skip.score.scaled_runner import ScalingRunner
 from llama_skip.score.sizes import Sizes, chosen_by, shares
 from llama_skip.skipset import Unit, block_of, unit_text
 from support.matrix.arch_files import generated_one
@@ -122,12 +122,17 @@ def test_shortcuts_change_no_number(fast: Score, slow: Score, model: Path, text:
     assert sum(b.n_scored for b in fast.alone) < 0.6 * sum(b.n_scored for b in slow.alone)
 
 
-@pytest.mark.parametrize("kind", [Runner, ScalingRunner])
-def test_starting_at_a_half_is_exact(kind: type[Runner], model: Path, text: Path, make: Any) -> None:
+@pytest.mark.parametrize("heals", [False, True])
+def test_starting_at_a_half_is_exact(heals: bool, model: Path, text: Path, make: Any, tmp_path: Path) -> None:
     llm = make(model, n_ctx=N_CTX, n_batch=N_CTX, hidden_states=True)
     windows = windows_of(llm, text)
     halves = list(half_bytes(model))
-    runner = kind(llm, windows[0], halves=halves)
+    about: dict[str, Any] = {"about": identify(model), "sizes": block_bytes(model), "folder": tmp_path}
+    runner = (
+        HealingRunner(llm, windows, halves=halves, **about)
+        if heals
+        else Runner(llm, windows[0], halves=halves)
+    )
     assert runner.shortcuts and runner.starts_with_halves and runner.halves == halves
     sets: list[list[Unit]] = [
         [],
@@ -140,17 +145,10 @@ def test_starting_at_a_half_is_exact(kind: type[Runner], model: Path, text: Path
         candidates = [*range(N_BLOCKS), *halves]
         candidates = [u for u in candidates if u not in out and block_of(u) not in map(block_of, out)]
         candidates += [block_of(unit) for unit in out if not isinstance(unit, int)]
-        for i in range(len(out)):
-            runner.prepare(windows, out[:i], candidates)
-        runner.prepare(windows, out, candidates)
         trace = runner.trace(windows[0], out)
         for unit in candidates:
             found = runner.without(windows[0], out, unit, trace)
-            expected = runner.straight(windows[0], [*out, unit])
-            if kind is Runner or not isinstance(unit, int):
-                assert np.array_equal(found, expected), (out, unit)
-            else:  # a factor of a factor rounds once more
-                assert np.allclose(found, expected, rtol=0, atol=2e-3 * np.abs(expected).max()), (out, unit)
+            assert np.array_equal(found, runner.straight(windows[0], [*out, unit])), (out, unit)
 
 
 def test_what_units_save() -> None:
@@ -271,15 +269,20 @@ def test_by_time(model: Path, text: Path, tmp_path: Path) -> None:
     assert shares(found)[-1] >= 3 / N_BLOCKS - 1e-9
 
 
-def test_with_scales_in_the_gaps(model: Path, text: Path, make: Any) -> None:
+def test_with_maps_in_the_gaps(model: Path, text: Path, make: Any, tmp_path: Path) -> None:
+    """Gaps are healed, halves stay as they are; each step is that model."""
     found = scored(model, text, halves=True, heal=True)
-    llm = make(model, n_ctx=N_CTX, n_batch=N_CTX)
+    llm = make(model, n_ctx=N_CTX, n_batch=N_CTX, hidden_states=True)
     windows = windows_of(llm, text)
+    about: dict[str, Any] = {"about": identify(model), "sizes": block_bytes(model), "folder": tmp_path}
+    runner = HealingRunner(llm, windows, halves=list(half_bytes(model)), **about)
     assert any(step.half for step in found.path)
     for i, step in enumerate(found.path, 1):
-        assert bool(step.skip_scale) == any(not s.half for s in found.path[:i])
-        llm.set_mask([s.unit for s in found.path[:i]], step.skip_scale or None)
-        measured = perplexity.perplexity(perplexity.window_surprisal(llm, w) for w in windows).value
+        out = [s.unit for s in found.path[:i]]
+        measured = perplexity.perplexity(
+            perplexity.surprisal(runner.straight(windows[j], out), perplexity.window_targets(windows[j]))
+            for j in splits.chosen_on(windows)
+        ).value
         assert step.perplexity == pytest.approx(measured, rel=1e-12)
 
 

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_skip import Llama, bake_model, skipset
+from llama_skip.bypass.bypass import TIERS
+from llama_skip.bypass.regression import Sums
 from llama_skip.eval.evaluate import evaluate
 from llama_skip.heal import heal as healing
 from llama_skip.heal import healer
-from llama_skip.heal.regression import Sums
 from llama_skip.measure.candidates import text_windows
 from llama_skip.measure.divergence import kl_divergence
+from llama_skip.measure.splits import held_out
 from llama_skip.plan.annotate import plan_entries
-from llama_skip.plan.bypass import TIERS
 from llama_skip.plan.file import Plan, is_gguf, read_plan, write_plan
 from support.shared.scores import N_BLOCKS, N_CTX, N_WINDOWS, OPTIONS, model, text
 
@@ -61,16 +62,15 @@ def test_every_choice_is_the_least_of_its_trials(healed: Path, model: Path, text
         elif best["tier"] != "identity":
             assert (parts[gap["gap"]].tier, parts[gap["gap"]].rank) == (best["tier"], best.get("rank", 0))
     assert plan.found.kld == heal.gaps[-1]["trials"][0]["kld"]
-    # each gap begins where the one before it ended
+    # later gaps are filled meanwhile, so that each gap begins near where the one before it ended
     for before, after in zip(heal.gaps, heal.gaps[1:], strict=False):
-        identity = next(trial for trial in after["trials"] if trial["tier"] == "identity")
-        assert identity["kld"] == before["trials"][0]["kld"]
+        assert after["trials"][0]["kld"] == pytest.approx(before["trials"][0]["kld"], rel=0.3)
 
 
 def test_it_diverges_less_as_loaded(healed: Path, model: Path, text: Path) -> None:
     """What was measured under masks, again with the plan loaded, on the windows held out."""
     windows = windows_of(model, text)
-    held = [windows[i] for i in healer.held_out(windows)]
+    held = [windows[i] for i in held_out(windows)]
     assert 0 < len(held) < len(windows)
 
     def divergence(layers: str) -> float:

@@ -1,4 +1,4 @@
-"""The greedy path with a scale in each gap, against the long way."""
+"""The greedy path with a linear map in each gap, against the long way."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_skip import Llama
-from llama_skip.measure import perplexity
+from llama_skip.bypass.bypass import TIERS
+from llama_skip.bypass.file import write_bypasses
+from llama_skip.files.identity import block_bytes, identify
+from llama_skip.measure import perplexity, splits
 from llama_skip.plan.annotate import score_entries
 from llama_skip.plan.choose import plan_blocks
 from llama_skip.score import score as scoring
 from llama_skip.score.file import Score
+from llama_skip.score.healing_runner import HealingRunner
 from llama_skip.score.runner import Runner
-from llama_skip.score.scaled_runner import N_FITTED, ScalingRunner
 from support.shared.scores import N_BLOCKS, N_CTX, N_WINDOWS, Stop, model, scored, text
 
 __all__ = ["model", "text"]  # fixtures
@@ -32,59 +35,91 @@ def windows(model: Path, text: Path) -> list[list[int]]:
         return list(perplexity.windows(tokens, N_CTX, llm.token_bos() if llm.adds_bos else None))
 
 
-def factor(llm: Any, windows: list[list[int]], gap: range, before: list[int], scale: str | None) -> float:
-    """The least-squares factor of a gap, tokens weighed by the full model's stream behind it."""
-    x, t = [], []
-    for window in windows[:N_FITTED]:
-        llm.set_mask(None)
-        full = llm.hidden_states(window)
-        t.append(full.inputs[gap.stop] if gap.stop < N_BLOCKS else full.outputs[-1])
-        llm.set_mask([*before, *gap], scale)
-        pruned = llm.hidden_states(window)
-        at = pruned.blocks.index(gap.stop) if gap.stop in pruned.blocks else None
-        x.append(pruned.outputs[-1] if at is None else pruned.inputs[at])
-    xs, ts = (np.concatenate(parts).astype(np.float64) for parts in (x, t))
-    root = 1 / np.sqrt((ts**2).mean(axis=1, keepdims=True))
-    return float(np.linalg.lstsq((xs * root).reshape(-1, 1), (ts * root).reshape(-1), rcond=None)[0][0])
+@pytest.fixture
+def runner(model: Path, windows: list[list[int]], make: Any, tmp_path: Path) -> HealingRunner:
+    llm = make(model, n_ctx=N_CTX, n_batch=N_CTX, hidden_states=True)
+    return HealingRunner(llm, windows, about=identify(model), sizes=block_bytes(model), folder=tmp_path)
 
 
-def test_every_step_is_the_scaled_model(
-    healed: Score, model: Path, windows: list[list[int]], make: Any
+def test_windows_have_one_use(windows: list[list[int]]) -> None:
+    for n in range(splits.LEAST, 40):
+        numbers = list(range(n))
+        held, chosen = splits.held_out(numbers), splits.chosen_on(numbers)
+        fitted = splits.fitted_on(numbers, 100)
+        assert held and chosen and fitted
+        assert sorted([*held, *chosen, *fitted]) == numbers
+        assert set(splits.fitted_on(numbers, 5)) <= set(fitted) and len(splits.fitted_on(numbers, 5)) <= 5
+    assert [*splits.chosen_on(range(64)), *splits.held_out(range(64))] == [*range(48, 64)]
+
+
+def test_every_step_is_the_model_with_maps(
+    healed: Score, runner: HealingRunner, windows: list[list[int]]
 ) -> None:
-    llm = make(model, n_ctx=N_CTX, n_batch=N_CTX, hidden_states=True)
-    assert healed.settings["heal"] == "scale" and len(healed.path) == 3
-    first = healed.path[0]
-    expected = factor(llm, windows, range(first.block, first.block + 1), [], None)
-    block, a = first.skip_scale.split(":")
-    assert int(block) == first.block
-    assert float(a) == pytest.approx(expected, rel=1e-4) and float(a) != 1
+    chosen = [windows[i] for i in splits.chosen_on(windows)]
+    assert healed.settings["heal"]["fit"] == "linear" and len(healed.path) == 3
     for i, step in enumerate(healed.path, 1):
-        llm.set_mask([s.block for s in healed.path[:i]], step.skip_scale)
-        found = perplexity.perplexity(perplexity.window_surprisal(llm, w) for w in windows).value
-        assert step.perplexity == pytest.approx(found, rel=1e-12)
+        out = [s.block for s in healed.path[:i]]
+        found = perplexity.perplexity(
+            perplexity.surprisal(runner.straight(w, out), perplexity.window_targets(w)) for w in chosen
+        )
+        assert (step.perplexity, step.n_scored) == (pytest.approx(found.value, rel=1e-12), found.n_tokens)
 
 
-def test_shortcuts_scale_alike(model: Path, windows: list[list[int]], make: Any) -> None:
+def test_maps_bring_blocks_nearer(healed: Score, model: Path, text: Path) -> None:
+    """But for those that do next to nothing, which a map can only disturb."""
+    before = {block.block: block.kld for block in scored(model, text).blocks}
+    seen = [(block.kld, before[block.block]) for block in healed.blocks if before[block.block] > 0.1]
+    assert len(seen) >= 3 and sum(after < 0.9 * bare for after, bare in seen) >= len(seen) - 1
+
+
+def test_the_map_is_that_of_the_streams(
+    runner: HealingRunner, windows: list[list[int]], make: Any, model: Path
+) -> None:
+    """From the full model's stream to the full model's, and with it the error is less than without."""
     llm = make(model, n_ctx=N_CTX, n_batch=N_CTX, hidden_states=True)
-    runner, bare = ScalingRunner(llm, windows[0]), Runner(llm, windows[0])
+    states = llm.hidden_states(splits.fitted_on(windows, 16)[0])
+    assert np.array_equal(runner.streams[2, :N_CTX], states.inputs[2])
+    assert np.array_equal(runner.streams[N_BLOCKS, :N_CTX], states.outputs[-1])
+    for gap in (range(1, 2), range(2, 4), range(0, 3), range(4, N_BLOCKS)):
+        part = runner.map(gap)
+        assert part is not None and part.tier == TIERS[-1] and (part.gap, part.n_blocks) == (gap[0], len(gap))
+        x, t = runner.streams[gap.start], runner.streams[gap.stop]
+        share = np.mean(((part.apply(x) - t) ** 2).sum(axis=1) / (t**2).sum(axis=1))
+        nothing = np.mean(((x - t) ** 2).sum(axis=1) / (t**2).sum(axis=1))
+        assert runner.error(gap) == pytest.approx(share) and share < 0.95 * nothing
+
+
+def test_shortcuts_change_nothing(
+    runner: HealingRunner, windows: list[list[int]], make: Any, model: Path
+) -> None:
     assert runner.shortcuts
+    bare = Runner(make(model, n_ctx=N_CTX, n_batch=N_CTX, hidden_states=True), windows[0])
+    full = runner.trace(windows[0], [])
     for out in ([], [3], [2, 4], [0, 3]):
-        runner.prepare(windows, [], range(N_BLOCKS))
-        for i in range(1, len(out)):
-            runner.prepare(windows, out[:i], range(N_BLOCKS))
-        runner.prepare(windows, out, [il for il in range(N_BLOCKS) if il not in out])
         trace = runner.trace(windows[0], out)
         for block in trace.blocks:
-            found = runner.without(windows[0], out, block, trace)
-            expected = runner.straight(windows[0], [*out, block])
-            # a factor of a factor rounds once more, which activations rounded to 8 bits make larger
-            assert np.allclose(found, expected, rtol=0, atol=2e-3 * np.abs(expected).max()), (out, block)
-            plain = bare.straight(windows[0], [*out, block])
-            is_seen = [*out, block] != [N_BLOCKS - 1]  # the output norm takes a factor away again
-            assert (np.abs(plain - expected).max() > 1e-3) == is_seen
+            whole = [*out, block]
+            expected = runner.straight(windows[0], whole)
+            assert np.array_equal(runner.without(windows[0], out, block, trace), expected), (out, block)
+            assert np.array_equal(runner.among(windows[0], whole, full), expected), (out, block)
+            assert np.abs(bare.straight(windows[0], whole) - expected).max() > 1e-3
 
 
-@pytest.mark.parametrize("n_windows", [1, N_WINDOWS, N_WINDOWS + 2, 2 * N_WINDOWS])
+def test_a_mask_is_what_the_plan_would_be(
+    runner: HealingRunner, windows: list[list[int]], model: Path, make: Any, tmp_path: Path
+) -> None:
+    out = [1, 2, 4]
+    expected = runner.straight(windows[0], out)
+    path = tmp_path / "plan.gguf"
+    parts = [part for gap in (range(1, 3), range(4, 5)) if (part := runner.map(gap))]
+    about = identify(model)
+    known = {"architecture": about.architecture, "model_id": about.model_id, "file_id": about.file_id}
+    write_bypasses(path, {"model": known, "skip_layers": "1-2,4"}, parts)
+    llm = make(model, skip_layers=f"@{path}", n_ctx=N_CTX, n_batch=N_CTX)
+    assert np.array_equal(perplexity.window_logits(llm, windows[0]), expected)
+
+
+@pytest.mark.parametrize("n_windows", [1, 2, 3])
 def test_a_stopped_run_goes_on(
     healed: Score, model: Path, text: Path, tmp_path: Path, n_windows: int
 ) -> None:
@@ -98,15 +133,24 @@ def test_a_longer_path_goes_on(healed: Score, model: Path, text: Path, tmp_path:
     output = tmp_path / "score.json"
     short = scored(model, text, heal=True, output=output, n_path=1)
     assert short.path == healed.path[:1]
-    assert scored(model, text, heal=True, output=output).path[1].skip_scale != ""
+    assert scored(model, text, heal=True, output=output).path[0] == healed.path[0]
 
 
-def test_plans_have_the_scales(healed: Score, model: Path, text: Path) -> None:
+def test_what_cannot_hold_maps_says_so(healed: Score, model: Path, text: Path) -> None:
     plan = plan_blocks(healed, blocks=2)
-    assert plan.skip_scale == healed.path[1].skip_scale and "skip_scale" not in plan.found.to_json()
+    assert plan.skip_layers and plan.found.kld is None  # which is that of the healed model
     with pytest.raises(ValueError, match="auto: cannot"):
         score_entries(healed)
     with pytest.raises(scoring.OtherSettingsError, match="heal"):
         output = text.with_suffix(".json")
         scored(model, text, output=output, n_path=1)
         scored(model, text, output=output, n_path=1, heal=True)
+
+
+def test_a_text_that_is_too_short(model: Path, text: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("word " * (2 * N_CTX + 5))
+    with pytest.raises(ValueError, match=r"short\.txt: 2 windows"):
+        scored(model, short, heal=True)
+    with pytest.raises(ValueError, match="n_tokens"):
+        scored(model, text, heal=True, n_tokens=2 * N_CTX)

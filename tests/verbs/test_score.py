@@ -68,8 +68,12 @@ def test_against_the_long_way(whole: Score, model: Path, text: Path, make: Any) 
     assert whole.perplexity == pytest.approx(without([])[0], rel=1e-12)
     assert whole.complete and len(whole.blocks) == N_BLOCKS
     for block in whole.blocks:
-        if block.n_scored == whole.text.n_scored:
-            assert (block.perplexity, block.kld) == pytest.approx(without([block.block]), rel=1e-12)
+        surprisals, kld = (values[: block.n_scored] for values in measured([block.block]))
+        more = (
+            surprisals.mean() - measured([])[0][: block.n_scored].mean()
+        )  # on the part that it was measured on
+        ppl = whole.perplexity * np.exp(more)
+        assert (block.perplexity, block.kld) == pytest.approx((ppl, kld.mean()), rel=1e-9)
     out: list[int] = []
     for step in whole.path:
         assert step.block == expected(out)
@@ -148,12 +152,13 @@ class Model:
         self.asked: list[int] = []
         self.window = -1
 
-    def trace(self, window: Any, out: Any, *, logits_only: bool = False) -> Trace:
+    def trace(self, window: Any, out: Any, *, logits: bool = True) -> Trace:
         self.window += 1
         return Trace([], np.empty((0, 0, 0), np.float32), self.reference(0, window))
 
-    def prepare(self, windows: Any, out: Any, candidates: Any) -> None:
-        pass
+    def straight(self, window: Any, out: Any) -> Any:
+        self.asked.append(-1)
+        return self.reference(0, window)
 
     def reference(self, index: int, window: Any) -> Any:
         return np.zeros((len(window) // 2 - 1, 4), np.float32)
@@ -184,6 +189,29 @@ def test_who_was_far_dearer_does_not_start() -> None:
     model = Model({1: [A_LITTLE] * 2, 2: [A_LITTLE] * 2, 3: [A_LOT] * 2})
     raced(model, {1: 0.01, 2: 0.01, 3: 2.0})
     assert 3 not in model.asked
+
+
+def test_what_a_candidate_was_is_not_measured_again() -> None:
+    """The winner of a step is the base of the next one, on the windows where it was measured."""
+    model = Model({1: [A_LITTLE] * 4, 2: [A_LITTLE, A_LOT, A_LOT, A_LOT]})
+    first = raced(model, {1: 0.01, 2: 0.01}, 4)
+    assert first.best() == 1 and len(first.samples[1]) == 2  # then it was alone
+    assert model.asked == [1, 2, 1, 2, -1, -1]
+    model.asked.clear()
+    last = search.Sweep([0, 1], [], known=first.samples[1])
+    search.run(last, model, [[3] * 8] * 4, n_path=2)  # type: ignore[arg-type]
+    assert last.base[:2] == first.samples[1] and len(last.base) == 4
+    assert model.asked == [-1, -1]
+
+
+def test_the_first_step_goes_no_further_than_its_choice_takes() -> None:
+    """On one window in eight all are measured, then those that may go first."""
+    rows = {1: [A_LITTLE] * 16, 2: [[0, 1, 0, 0]] * 16, 3: [[0, 1.2, 0, 0]] * 16, 4: [A_LOT] * 16}
+    model = Model(rows)
+    state = search.Sweep([], [1, 2, 3, 4])
+    search.run(state, model, [[3] * 8] * 16, n_path=3)  # type: ignore[arg-type]
+    assert {unit: len(pieces) for unit, pieces in state.samples.items()} == {1: 2, 2: 2, 3: 2, 4: 1}
+    assert state.best() == 1 and len(state.base) == 16
 
 
 def test_refused_and_broken_candidates() -> None:

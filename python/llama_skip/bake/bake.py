@@ -9,11 +9,11 @@ from pathlib import Path
 from gguf import GGUFValueType as Kind
 
 from llama_skip.bake.entries import baked_entries, baked_tensors
+from llama_skip.bypass import bypass
 from llama_skip.files import identity
 from llama_skip.files.gguf import Entry, Gguf, make_array, make_entry, n_chunks, read_gguf, write_gguf
 from llama_skip.files.identity import Identity
 from llama_skip.files.store import StrPath, check_writable, is_one_of, replacing
-from llama_skip.plan import bypass
 from llama_skip.plan.file import Plan, read_plan
 from llama_skip.progress import progress
 from llama_skip.skipset import Layers, Scale, layers_text, ranges_text, resolve, scale_text, whole

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llama_skip.bypass import bypass
 from llama_skip.cli.command import Parser, run
 from llama_skip.cli.options import add_model_options, model_options
 from llama_skip.errors import MIB, ArgumentError
 from llama_skip.heal.heal import N_TOKENS, OWN_WRITING, heal_plan
-from llama_skip.plan import bypass
 from llama_skip.plan.file import Plan
 
 EPILOG = """The plan is used as --skip-layers @FILE; a bypass with tensors makes it a GGUF file, else it is

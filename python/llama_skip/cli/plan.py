@@ -14,17 +14,26 @@ from llama_skip.cli.options import add_halves, add_model_options, model_options,
 from llama_skip.errors import message
 from llama_skip.files.identity import check_same, identify
 from llama_skip.files.store import check_writable
+from llama_skip.heal.choose import plan_healed
 from llama_skip.llama.llama import Llama
 from llama_skip.measure import speed as measure
 from llama_skip.measure.text import read_text
 from llama_skip.plan import alternatives
 from llama_skip.plan import disk as diskplan
-from llama_skip.plan.choose import check_target, plan_blocks, plan_kv, plan_memory, plan_speed
+from llama_skip.plan.choose import (
+    check_target,
+    plan_blocks,
+    plan_kv,
+    plan_memory,
+    plan_speed,
+    with_speedup,
+)
 from llama_skip.plan.describe import arguments, path_end, talk
 from llama_skip.plan.file import Plan, write_plan
 from llama_skip.progress import progress
 from llama_skip.score import score as scoring
 from llama_skip.score.file import Score, read_score, share_of_blocks
+from llama_skip.score.score import N_HEALED, N_TOKENS
 
 FROM_SCORE = ("blocks", "fraction", "max_kld", "max_ppl_ratio")
 N_CTX = 512  # tokens in a window of a text
@@ -84,13 +93,20 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--heal",
         action="store_true",
-        help="scale each gap while choosing, so that blocks go that heal well (then `llama-skip heal`)",
+        help="leave out the blocks that heal best, and heal them: the plan is a GGUF file, OUTPUT",
+    )
+    add(
+        "--tokens",
+        metavar="N",
+        type=int,
+        help=f"tokens of TEXT to score on, and with --heal to choose and fit on (default: {N_TOKENS}, "
+        f"{N_HEALED} with --heal)",
     )
     add_halves(parser)
     add("--also", metavar="FILE", action="append", default=[], help="with --vram: another quantization")
     add("--no-alternatives", action="store_true", help="with --vram: do not measure what else fits")
     add("-f", "--file", metavar="TEXT", help="text to measure on (default: the model's own writing)")
-    add("-o", "--output", metavar="FILE", help="write the plan")
+    add("-o", "--output", metavar="FILE", help="write the plan (default with --heal: MODEL.heal.gguf here)")
     add_model_options(parser, ctx_size=4096)
     return parser
 
@@ -102,6 +118,8 @@ def _check_bounds(args: argparse.Namespace) -> None:
         raise UsageError("--also, --parallel and --disk are for --vram")
     if args.per and not args.halves:
         raise UsageError("--per is for --halves")
+    if args.heal and args.disk is not None:
+        raise UsageError("--disk is for plans without --heal")
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -120,11 +138,15 @@ def _plan(args: argparse.Namespace) -> int:
         plan = left_out = plan_memory(model, found, args.vram, **_given(args, options))
         if args.disk is not None:
             plan = diskplan.plan_disk(model, found, left_out, share=args.disk, **_given(args, options))
-    for line in [*talk(plan), *diskplan.talk(plan), *path_end(plan, found)]:
+    ends = path_end(plan, found)
+    if args.heal and plan.skip_layers:
+        args.output = args.output or f"{Path(model).stem}.heal.gguf"
+        plan = left_out = _healed(plan, model, found, args, options)
+    for line in [*talk(plan), *diskplan.talk(plan), *ends]:
         _say(line)
     if args.vram is not None and args.parallel is None:
         _say("this is for any tool; llama-server takes less: -np N plans for N slots of it")
-    words = arguments(plan)
+    words = arguments(plan, args.output)
     if args.output:
         write_plan(args.output, plan)
     if args.vram is not None and (plan.skip_layers or plan.disk_layers) and not args.no_alternatives:
@@ -142,6 +164,8 @@ def _score(args: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Scor
             raise UsageError(f"{args.source} is not a GGUF file, and --score needs one")
         if not args.vram is args.kv is args.speedup is None:
             raise UsageError("--vram, --kv and --speedup need MODEL, with --score FILE")
+        if args.heal:
+            raise UsageError("--heal needs MODEL, with --score FILE")
         return "", _made_so(read_score(args.source), args)
     alternatives.check_files(args.source, args.also)
     if args.score:
@@ -153,8 +177,9 @@ def _score(args: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Scor
 
 
 def _made_so(found: Score, args: argparse.Namespace) -> Score:
-    if args.heal and "heal" not in found.settings:
-        raise UsageError("--heal needs a score that was made with --heal too")
+    if args.heal != ("heal" in found.settings):
+        kinds = ("--heal needs", "with --heal") if args.heal else ("without --heal it needs", "without it")
+        raise UsageError(f"{kinds[0]} a score that was made {kinds[1]} too")
     if args.halves and not found.halves:
         raise UsageError("--halves needs a score that was made with --halves too")
     if args.per and args.per != (per := found.settings["per"]):
@@ -179,6 +204,7 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
             args.source,
             text=args.file,
             output=output,
+            n_tokens=args.tokens,
             n_ctx=N_CTX,
             n_path=n_path,
             heal=args.heal,
@@ -189,6 +215,25 @@ def _fresh_score(args: argparse.Namespace, options: dict[str, Any]) -> Score:
         )
     except scoring.OtherSettingsError as err:
         raise ValueError(f"{err.reason}; remove it, or plan with it as it is: --score {output}") from None
+
+
+def _healed(plan: Plan, model: str, score: Score, args: argparse.Namespace, options: dict[str, Any]) -> Plan:
+    """Return the plan with the blocks that heal best, as many as it leaves out, and healed."""
+    loading = {key: value for key, value in options.items() if key != "n_ctx"}
+    if args.vram is not None:
+        loading["n_gpu_layers"] = 0  # the full model may not fit on the device
+    plan = plan_healed(
+        model,
+        score,
+        plan,
+        text=args.file,
+        output=args.output,
+        memory=_given(args, options),
+        show_progress=True,
+        log=_say,
+        **loading,
+    )
+    return with_speedup(plan, model, args.output, **options) if args.speedup is not None else plan
 
 
 def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +256,7 @@ def _compare(plan: Plan, left_out: Plan, args: argparse.Namespace, options: dict
 
 def _with_alternatives(plan: Plan, left_out: Plan, args: argparse.Namespace, options: dict[str, Any]) -> Plan:
     given = _given(args, options)
-    found = list(alternatives.ways(left_out, args.source, args.vram, args.also, **given))
+    found = list(alternatives.ways(left_out, args.source, args.vram, args.also, file=args.output, **given))
     if plan.disk_layers:
         found.insert(1, alternatives.on_disk(plan, args.source, **given))
     names = {candidate.name for candidate in found}

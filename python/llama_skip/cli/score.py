@@ -14,7 +14,7 @@ from llama_skip.files.identity import identify
 from llama_skip.files.store import part_path
 from llama_skip.files.table import aligned
 from llama_skip.score.file import BlockScore, Score, share_of_blocks
-from llama_skip.score.score import FRACTION, N_TOKENS, score_model
+from llama_skip.score.score import FRACTION, N_HEALED, N_TOKENS, score_model
 from llama_skip.score.sizes import PER
 from llama_skip.skipset import unit_text
 
@@ -31,7 +31,12 @@ def _parser() -> Parser:
     add("model", metavar="MODEL", help="a GGUF file")
     add("-f", "--file", metavar="TEXT", help="text to calibrate on (default: the model's own writing)")
     add("-o", "--output", metavar="FILE", help="score file (default: MODEL's name with .score.json, here)")
-    add("--tokens", metavar="N", type=int, default=N_TOKENS, help=f"tokens of TEXT (default: {N_TOKENS})")
+    add(
+        "--tokens",
+        metavar="N",
+        type=int,
+        help=f"tokens of TEXT (default: {N_TOKENS}; with --heal {N_HEALED}, of which an eighth chooses)",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--blocks", metavar="K", type=int, help="blocks on the greedy path")
     length.add_argument(
@@ -49,7 +54,8 @@ def _parser() -> Parser:
     add(
         "--heal",
         action="store_true",
-        help="scale each gap while choosing, so that blocks go that heal well (then `llama-skip heal`)",
+        help="put a linear map into each gap while choosing, so that blocks go that heal well; for "
+        "`llama-skip plan --heal`",
     )
     add_halves(parser)
     add("--json", action="store_true", help="print the score file")
@@ -63,15 +69,16 @@ def _score(args: argparse.Namespace) -> int:
     n_path = args.blocks
     if n_path is None:
         n_path = share_of_blocks(args.fraction, identify(args.model).n_layer)
-    output = args.output or score_name(args.model, heal=False, halves=args.halves, per=args.per)
+    output = args.output or score_name(args.model, heal=args.heal, halves=args.halves, per=args.per)
     per = f", also halves, per {args.per or PER[0]}" if args.halves else ""
-    print(f"score: {args.model}, {args.tokens} tokens, {n_path} blocks{per}", file=sys.stderr)
+    n_tokens = (N_HEALED if args.heal else N_TOKENS) if args.tokens is None else args.tokens
+    print(f"score: {args.model}, {n_tokens} tokens, {n_path} blocks{per}", file=sys.stderr)
     try:
         score = score_model(
             args.model,
             text=args.file,
             output=output,
-            n_tokens=args.tokens,
+            n_tokens=n_tokens,
             n_ctx=n_ctx,
             n_path=n_path,
             shortcuts=not args.no_shortcuts,

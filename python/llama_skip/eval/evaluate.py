@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_skip import skipset
+from llama_skip.bypass import bypass
 from llama_skip.errors import at_least
 from llama_skip.eval.file import EvalRow, Evaluation
 from llama_skip.eval.results import Results
@@ -24,7 +25,6 @@ from llama_skip.measure.candidates import Candidate
 from llama_skip.measure.text import read_text
 from llama_skip.model.loaded import DeviceMemory
 from llama_skip.model.options import DEFAULTS, NO_RESULT
-from llama_skip.plan import bypass
 from llama_skip.plan.file import plan_argument
 from llama_skip.progress import Log, Progress, progress
 

@@ -16,6 +16,7 @@ from llama_skip.heal import healer
 from llama_skip.heal.healer import Healer, Trial
 from llama_skip.llama.llama import Llama
 from llama_skip.measure.candidates import text_windows
+from llama_skip.measure.splits import held_out
 from llama_skip.measure.text import read_text
 from llama_skip.model.options import DEFAULTS
 from llama_skip.plan.file import Plan, read_plan, write_plan
@@ -49,8 +50,9 @@ def heal_plan(
     Gaps are runs of whole blocks. Behind a block of which a half is left out, and that no gap follows, is one
     more place for a bypass, fitted like a gap. They go in order. Each is fitted by least squares from the
     stream that enters it, in the model without the blocks and with the bypasses before it, to the full
-    model's stream where it ends. Seven windows of eight are fitted on; on the eighth KL divergence from the
-    full model says which tier, penalty and rank is used.
+    model's stream where it ends. The last eighth of each text is not fitted on: there KL
+    divergence from the full model says which tier, penalty and rank is used, with maps of the full model's
+    streams in later gaps.
 
     Args:
         model_path: the GGUF file.
@@ -95,7 +97,7 @@ def heal_plan(
     with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **{**DEFAULTS, **options}) as llm:
         windows, infos = _texts(llm, text, n_ctx, n_tokens // n_ctx, own_writing, show_progress)
         fresh = _with_healing(fresh, Healing(infos, rank, list(healer.RIDGES)))
-        n_held = sum(len(healer.held_out(of_text)) for of_text in windows)
+        n_held = sum(len(held_out(of_text)) for of_text in windows)
         n_steps = len(gaps) * (sum(map(len, windows)) - n_held + healer.N_TRIALS * n_held)
         with progress(n_steps, shown=show_progress) as bar, TemporaryDirectory() as folder:
             sizes: dict[skipset.Unit, int] = {il: n for il, n in enumerate(block_bytes(model_path))}

@@ -11,22 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_skip import skipset
-from llama_skip.heal.regression import LinearFits, Sums
+from llama_skip.bypass import bypass
+from llama_skip.bypass.bypass import Bypass
+from llama_skip.bypass.regression import EPS, LinearFits, Sums
 from llama_skip.llama.llama import Llama
 from llama_skip.measure.divergence import Scored, score_window, summary
-from llama_skip.measure.weights import EPS
-from llama_skip.plan import bypass
-from llama_skip.plan.bypass import Bypass
+from llama_skip.measure.splits import held_out
+from llama_skip.model.loaded import HiddenStates, Trace
 from llama_skip.plan.file import Plan, write_plan
 from llama_skip.progress import Progress
+from llama_skip.score.healing_runner import RIDGE
 from llama_skip.skipset import Unit
 
-HELD_OUT = 8  # one window of so many is held out
 CHUNK = 8  # windows whose streams are held at a time
-RIDGES = (0.03, 0.1, 0.3, 1.0)
+RIDGES = (0.01, 0.03, 0.1, 0.3)
 WIDER = 3.0  # a best penalty at an end of these is tried so many times smaller or larger
-RANK_SHARE = 4  # the rank is at most n_embd over this,
-BYTES_SHARE = 10  # and a bypass at most the gap's bytes over this
 N_TRIALS = len(RIDGES) + 5
 
 Stream = npt.NDArray[np.float32]
@@ -35,7 +34,7 @@ Windows = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Trial:
-    """A bypass of one gap, with what the model does on the text held out; later gaps are the identity.
+    """A bypass of one gap, with what the model does on the text held out; later gaps are filled() meanwhile.
 
     Attributes:
         gap: its blocks.
@@ -112,6 +111,7 @@ class Healer:
         self.rank = rank
         self.folder = folder
         self.bar = bar
+        self._filled: dict[range, Bypass] | None = None
 
     def heal(self, done: Plan, gap: range) -> tuple[Plan, list[Trial]]:
         """Return the plan with one more bypass, and what was tried, the best first.
@@ -127,14 +127,38 @@ class Healer:
         for x, t in self.streams(done, gap):
             sums.add(x, t)
         fits = sums.linear()
-        tried = self._tried(done, self._first(gap, sums, fits))
+        later = [part for other, part in self.filled(done).items() if other.start > gap.start]
+        tried = self._tried(done, self._first(gap, sums, fits), later)
         best = min(tried, key=lambda trial: trial.kld)
         if best.tier == "linear":
-            tried += self._tried(done, self._second(best, fits))
+            tried += self._tried(done, self._second(best, fits), later)
         tried.sort(key=lambda trial: trial.kld)
         if tried[0].refused:
             raise ValueError(tried[0].refused)
         return with_bypass(done, tried[0]), tried
+
+    def filled(self, plan: Plan) -> dict[range, Bypass]:
+        """Return what stands in the plan's gaps until it is their turn: maps of the full model's own streams.
+
+        Trials of a gap would tell little beside later ones that are empty.
+        """
+        if self._filled is None:
+            gaps = [gap for gap in gaps_of(self.units)[1:] if gap and self._rank(gap)]
+            sums = {gap: Sums(self.llm.n_embd()) for gap in gaps}
+            if gaps:  # what comes after the last is of no use here
+                behind = range(gaps[-1].stop + 1, self.llm.n_layer())
+                self._leave_out(replace(plan, skip_scale="", bypass=[]), [], behind)
+            for window in self.fitted_on if gaps else ():
+                ends = [il for gap in gaps for il in (gap.start, gap.stop)]
+                found = self._streams(window, *ends)
+                for gap, x, t in zip(gaps, found[::2], found[1::2], strict=True):
+                    sums[gap].add(x, t)
+            self._filled = {}
+            for gap in gaps:
+                trial = _linear(gap, sums[gap].linear(), RIDGE, self._rank(gap))
+                assert trial.part is not None
+                self._filled[gap] = trial.part
+        return self._filled
 
     def streams(self, done: Plan, gap: range) -> Iterator[tuple[Stream, Stream]]:
         """Yield for each window the stream that enters the gap, and the full model's where it ends.
@@ -148,13 +172,20 @@ class Healer:
         """
         behind = range(gap.stop + 1, self.llm.n_layer())  # what comes after is of no use here
         units = [unit for unit in self.units if skipset.block_of(unit) < gap.stop]
+        if set(units) == set(gap):  # nothing is left out before, so that the full model's stream enters it
+            self._leave_out(replace(done, skip_scale="", bypass=[]), [], behind)
+            for window in self.fitted_on:
+                x, t = self._streams(window, gap.start, gap.stop)
+                yield x, t
+                self.bar.step()
+            return
         for i in range(0, len(self.fitted_on), CHUNK):
             windows = self.fitted_on[i : i + CHUNK]
             self._leave_out(replace(done, skip_scale="", bypass=[]), [], behind)
-            targets = [self._stream(window, gap.stop) for window in windows]
+            targets = [self._streams(window, gap.stop)[0] for window in windows]
             self._leave_out(done, units, behind)
             for window, target in zip(windows, targets, strict=True):
-                yield self._stream(window, gap.stop), target
+                yield self._streams(window, gap.stop)[0], target
                 self.bar.step()
 
     def _leave_out(self, plan: Plan, units: list[Unit], behind: range) -> None:
@@ -172,14 +203,16 @@ class Healer:
         write_plan(path, plan)
         self.llm.set_mask(f"@{path}")
 
-    def _stream(self, window: Sequence[int], end: int) -> Stream:
-        """Return the stream that enters block `end`, under the mask; n_layer: that leaves the last block."""
-        if end == self.llm.n_layer():
-            found: Stream = self.llm.hidden_states(window).outputs[-1]
-            return found
-        trace = self.llm.trace(window, first=len(window) - 1)
-        found = trace.inputs[trace.blocks.index(end)]
-        return found
+    def _streams(self, window: Sequence[int], *at: int) -> list[Stream]:
+        """Return the streams that enter blocks, under the mask; n_layer: that leaves the last block."""
+        n_layer = self.llm.n_layer()
+        found: Trace | HiddenStates
+        if n_layer in at:
+            found = states = self.llm.hidden_states(window)
+            last = {n_layer: states.outputs[-1]}
+        else:
+            found, last = self.llm.trace(window, first=len(window) - 1), {}
+        return [last[il] if il in last else found.inputs[found.blocks.index(il)] for il in at]
 
     def _first(self, gap: range, sums: Sums, fits: LinearFits) -> Iterator[Trial]:
         """Yield a trial of each tier, and of each penalty."""
@@ -201,17 +234,13 @@ class Healer:
             yield _linear(best.gap, fits, best.ridge * beyond[best.ridge], best.rank)
 
     def _rank(self, gap: range) -> int:
-        """Return the largest rank allowed, a multiple of Q8_0's rows where that leaves any."""
-        n_embd = self.llm.n_embd()
-        is_small = n_embd % bypass.BLOCK == 0
-        row = 34 / bypass.BLOCK if is_small else 2.0  # bytes of a number
+        """Return the largest rank allowed."""
         halves = [u for u in self.units if not isinstance(u, int) and u[0] + 1 == gap.start]
-        room = sum(self.sizes[unit] for unit in gap or halves) / BYTES_SHARE - 4 * n_embd
-        rank = min(self.rank or n_embd, n_embd // RANK_SHARE, int(room / (2 * row * n_embd)))
-        return rank // bypass.BLOCK * bypass.BLOCK if is_small and rank >= bypass.BLOCK else max(rank, 0)
+        n_bytes = sum(self.sizes[unit] for unit in gap or halves)
+        return bypass.largest_rank(self.llm.n_embd(), n_bytes, self.rank)
 
-    def _tried(self, done: Plan, trials: Iterator[Trial]) -> list[Trial]:
-        """Return the trials with what they do on the text held out."""
+    def _tried(self, done: Plan, trials: Iterator[Trial], later: Sequence[Bypass]) -> list[Trial]:
+        """Return the trials with what they do on the text held out, beside `later` in the gaps behind."""
         tried, pieces = list(trials), dict[int, list[Scored]]()
         for window in self.held_out:
             self.llm.set_mask(None)
@@ -220,17 +249,13 @@ class Healer:
                 if trial.refused:
                     continue
                 try:
-                    self._mask(with_bypass(done, trial))
+                    plan = with_bypass(done, trial)
+                    self._mask(replace(plan, bypass=[*plan.bypass, *later]))
                     pieces.setdefault(i, []).append(score_window(self.llm, window, logits)[0])
                 except ValueError as err:  # there is no place for it, or the logits are no numbers
                     tried[i] = replace(trial, refused=str(err))
                 self.bar.step()
         return [trial if trial.refused else _measured(trial, pieces[i]) for i, trial in enumerate(tried)]
-
-
-def held_out(windows: Sequence[object]) -> list[int]:
-    """Return which windows are not fitted on."""
-    return sorted({len(windows) - 1, *range(HELD_OUT - 1, len(windows), HELD_OUT)})
 
 
 def with_bypass(plan: Plan, trial: Trial) -> Plan:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llama_skip.bypass.bypass import described
 from llama_skip.errors import ModelLoadError
 from llama_skip.files.identity import identify
 from llama_skip.files.store import StrPath
@@ -81,20 +83,40 @@ def check_files(model_path: StrPath, also: Sequence[StrPath]) -> None:
 
 
 def ways(
-    plan: Plan, model_path: StrPath, mib: float, also: Sequence[StrPath], **options: Any
+    plan: Plan,
+    model_path: StrPath,
+    mib: float,
+    also: Sequence[StrPath],
+    *,
+    file: StrPath | None = None,
+    **options: Any,
 ) -> Iterator[Candidate]:
     """Yield what fits into the memory: the plan first, then the full model in other ways, then other files.
 
     Where all blocks of a file do not fit on the device, as many are there as do.
 
     Args:
-        plan: of planning.plan_memory().
+        plan: of planning.plan_memory(), maybe healed; its blocks with nothing in their gaps are a way, too.
         model_path: the full model.
         mib: MiB that all devices have together.
         also: files of other quantizations.
+        file: the plan's file, if it is healed.
         options: arguments of `Llama` that the plan was made with.
     """
     path, model = str(model_path), plan.model
+    if plan.bypass and file is not None:
+        yield Candidate(
+            "leave blocks out, healed",
+            path,
+            model,
+            plan.skip_layers,
+            plan.skip_scale,
+            plan=f"@{os.path.abspath(file)}",
+            plan_hash="healed",
+            bypass=described(plan.bypass),
+            options=options,
+        )
+        plan = replace(plan, skip_scale="", bypass=[])
     yield Candidate("leave blocks out", path, model, plan.skip_layers, plan.skip_scale, options=options)
     on_host = most_on_devices(path, mib, **options)
     if on_host is not None:
@@ -186,7 +208,7 @@ def compare(
         threads: for all of it.
     """
     plan, *_ = candidates
-    reference = replace(plan, name="full", skip_layers="", options={})
+    reference = Candidate("full", plan.path, plan.model)
     models = [measured_as(candidate) for candidate in candidates]
     done: quality.Done = {}
     bar.say("perplexity and KL divergence")

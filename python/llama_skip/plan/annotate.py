@@ -163,7 +163,9 @@ def score_entries(score: Score) -> list[Entry]:
             "the score is not complete: run `llama-skip score` again, it goes on where it stopped"
         )
     if "heal" in score.settings:
-        raise ValueError("the score's path scales its gaps, which auto: cannot: name a plan of it")
+        raise ValueError(
+            "the score's path has maps in its gaps, which auto: cannot hold; plan --heal makes a file"
+        )
     blocks = sorted(score.blocks, key=lambda b: b.block)
     if [b.block for b in blocks] != list(range(score.model.n_layer)):
         raise ValueError(f"the score has {len(blocks)} blocks, its model has {score.model.n_layer}")

@@ -14,13 +14,15 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from llama_skip import skipset
-from llama_skip.errors import ArgumentError
+from llama_skip.bypass.bypass import largest_rank, n_bytes_of_linear
+from llama_skip.errors import MIB, ArgumentError
+from llama_skip.files.identity import block_bytes
 from llama_skip.files.store import StrPath
 from llama_skip.llama.llama import Llama
 from llama_skip.measure import speed as measure
 from llama_skip.model.loaded import DeviceMemory
 from llama_skip.plan.dry import dry_memory, place, runtime, total
-from llama_skip.plan.file import Plan
+from llama_skip.plan.file import Plan, write_plan
 from llama_skip.plan.found import Found
 from llama_skip.score.file import Score, share_of_blocks
 from llama_skip.score.sizes import shares
@@ -135,14 +137,16 @@ def prefix(score: Score, n: int, target: Mapping[str, Any], **parts: Any) -> Pla
         has = n_steps_text(score, len(score.path))
         raise ValueError(f"the greedy path in the score has {has}, {n} are asked for: {longer(score)}")
     found = Found("greedy", dict(target), score.metric, perplexity_full=score.perplexity, text=score.text)
+    if "heal" in score.settings:  # what it measured is with maps in the gaps, which this plan has not yet
+        layers = skipset.ranges_text(step.unit for step in score.path[:n])
+        return Plan(score.model, layers, found=Found("greedy", dict(target), score.metric), **parts)
     if n == 0:
         found = replace(found, kld=0.0, perplexity=score.perplexity)
         return Plan(score.model, "", found=found, **parts)
     last = asdict(score.path[n - 1])
-    skip_scale = last.pop("skip_scale")
     del last["block"], last["half"]
     layers = skipset.ranges_text(step.unit for step in score.path[:n])
-    return Plan(score.model, layers, skip_scale, found=replace(found, **last), **parts)
+    return Plan(score.model, layers, found=replace(found, **last), **parts)
 
 
 def _longest(within: list[bool]) -> int:
@@ -175,11 +179,13 @@ def plan_memory(model_path: StrPath, score: Score, mib: float, **options: Any) -
         layers = prefix(score, n, {}).skip_layers
         return dry_memory(model_path, skip_layers=layers or None, **options)
 
+    heals = "heal" in score.settings
     # one after the other: compute buffers can be a little larger with a block less
     tried = []
     for n in range(len(score.path) + 1):
         tried.append(used(n))
-        if total(tried[-1]) <= mib:
+        layers = prefix(score, n, {}).skip_layers
+        if total(tried[-1]) + (bypass_mib(model_path, layers) if heals else 0) <= mib:
             target = {"vram": mib, "place": place(tried[-1])}
             return prefix(score, n, target, runtime=runtime(options, tried[-1]))
     raise ValueError(
@@ -188,6 +194,25 @@ def plan_memory(model_path: StrPath, score: Score, mib: float, **options: Any) -
         f"{longer(score)}; "
         "or take a smaller context (-c) or KV type (-ctk, -ctv), or fewer blocks on the device (-ngl)"
     )
+
+
+def fits(model_path: StrPath, layers: str, mib: float, *, heals: bool = False, **options: Any) -> bool:
+    """Return whether the model without `layers` fits as plan_memory() counts, with `heals` healed."""
+    options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
+    used = total(dry_memory(model_path, skip_layers=layers or None, **options))
+    return used + (bypass_mib(model_path, layers) if heals else 0) <= mib
+
+
+def bypass_mib(model_path: StrPath, layers: str) -> float:
+    """Return the MiB that linear maps in all gaps of a set take at most."""
+    sizes = block_bytes(model_path)
+    with Llama(os.fspath(model_path), dry_run=True, verbose=False) as llm:
+        n_embd = llm.n_embd()
+    found = 0.0
+    for gap in skipset.gaps(skipset.whole(skipset.parse_layers(layers))):
+        rank = largest_rank(n_embd, sum(sizes[il] for il in gap))
+        found += n_bytes_of_linear(n_embd, rank)
+    return found / MIB
 
 
 def plan_kv(model_path: StrPath, score: Score, kv: float, **options: Any) -> Plan:
@@ -210,9 +235,7 @@ def plan_kv(model_path: StrPath, score: Score, kv: float, **options: Any) -> Pla
     options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
     sizes = []
     for n in range(len(score.path) + 1):
-        layers = prefix(score, n, {}).skip_layers
-        with Llama(os.fspath(model_path), skip_layers=layers or None, dry_run=True, **options) as llm:
-            memory = llm.memory()
+        memory = _all_memory(model_path, prefix(score, n, {}).skip_layers, options)
         sizes.append(sum(used.kv for used in memory.values()))
         if sizes[-1] <= kv:
             return prefix(score, n, {"kv": kv}, runtime=runtime(options, memory))
@@ -221,6 +244,17 @@ def plan_kv(model_path: StrPath, score: Score, kv: float, **options: Any) -> Pla
         f"without the {n_steps_text(score, n)} of the greedy path: {longer(score)}; "
         "or take a smaller context (-c) or KV type (-ctk, -ctv)"
     )
+
+
+def kv_mib(model_path: StrPath, layers: str, **options: Any) -> float:
+    """Return the MiB of the KV cache of the model without `layers`, as plan_kv() counts."""
+    options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
+    return sum(used.kv for used in _all_memory(model_path, layers, options).values())
+
+
+def _all_memory(model_path: StrPath, layers: str, options: Mapping[str, Any]) -> dict[str, DeviceMemory]:
+    with Llama(os.fspath(model_path), skip_layers=layers or None, dry_run=True, **options) as llm:
+        return llm.memory()
 
 
 def plan_speed(
@@ -261,6 +295,16 @@ def plan_speed(
         n = shortest(n_path, is_fast)
     plan = prefix(score, n, {"speedup": speedup})
     return replace(plan, found=replace(plan.found, speedup=ratios[n]))
+
+
+def with_speedup(plan: Plan, model_path: StrPath, file: StrPath, **options: Any) -> Plan:
+    """Return a plan with how many times as fast single tokens are under the plan in `file`, and keep it."""
+    options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
+    with Llama(model_path, **{**options, "n_ctx": N_CTX + N_TIMED}) as llm:
+        speedup = measured_speedup(llm, f"@{os.path.abspath(file)}")
+    plan = replace(plan, found=replace(plan.found, speedup=speedup))
+    write_plan(file, plan)
+    return plan
 
 
 def measured_speedup(llm: Llama, skip_layers: str, *, n_timed: int = N_TIMED) -> float:

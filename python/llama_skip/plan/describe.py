@@ -14,11 +14,12 @@ def talk(plan: Plan) -> list[str]:
     found, n_layer = plan.found, plan.model.n_layer
     lines = []
     if plan.skip_layers:
+        full = f"instead of {found.perplexity_full:.3f} " if found.perplexity_full is not None else ""
+        text = found.text or (found.heal.texts[0] if found.heal else None)
         lines += [
             f"{plan.model.name}, {n_layer} blocks, without {plan.skip_layers}: KL divergence "
-            f"{found.kld:.4f}, perplexity {found.perplexity:.3f} instead of "
-            f"{found.perplexity_full:.3f} ({found.text.name if found.text else ''}), "
-            f"{(found.bytes or 0) / MIB:.1f} MiB of weights less"
+            f"{found.kld:.4f}, perplexity {found.perplexity:.3f} {full}"
+            f"({text.name if text else ''}), {(found.bytes or 0) / MIB:.1f} MiB of weights less"
         ]
     elif not {"vram", "kv"}.isdisjoint(found.target or {}) and not plan.disk_layers:
         lines += [f"{plan.model.name} fits as it is"]
@@ -57,14 +58,18 @@ def path_end(plan: Plan, found: Score) -> list[str]:
     ]
 
 
-def arguments(plan: Plan) -> list[str]:
+def arguments(plan: Plan, path: str | None = None) -> list[str]:
     """Return a plan as arguments of llama.cpp's tools; no word of it needs quotes.
 
+    Args:
+        plan: the plan.
+        path: its file, which a plan with a bypass needs.
+
     Raises:
-        ValueError: a device's name with a blank.
+        ValueError: a device's or file's name with a blank.
     """
-    words = ["--skip-layers", plan.skip_layers] if plan.skip_layers else []
-    words += ["--skip-scale", plan.skip_scale] if plan.skip_scale else []
+    words = ["--skip-layers", f"@{path}" if plan.bypass else plan.skip_layers] if plan.skip_layers else []
+    words += ["--skip-scale", plan.skip_scale] if plan.skip_scale and not plan.bypass else []
     words += ["--disk-layers", plan.disk_layers] if plan.disk_layers else []
     for flag, key in FLAGS.items():
         value = (plan.runtime or {}).get(key)

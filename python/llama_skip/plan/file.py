@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import gguf
-
+from llama_skip.bypass import bypass
+from llama_skip.bypass import file as bypassfile
+from llama_skip.bypass.bypass import Bypass
 from llama_skip.files import identity
-from llama_skip.files.gguf import read_gguf
 from llama_skip.files.identity import Identity
-from llama_skip.files.store import (
-    Format,
-    StrPath,
-    json_text,
-    parse_json,
-    read_json,
-    replacing,
-    typed,
-    write_json,
-)
-from llama_skip.plan import bypass
-from llama_skip.plan.bypass import Bypass, Tensor
+from llama_skip.files.store import StrPath, read_json, typed, write_json
 from llama_skip.plan.found import Found
 from llama_skip.progress import Log
 
-FORMAT = Format("llama-skip-plan", version=1)
-KEY = "skip.plan_file"  # in a GGUF: what the JSON file would hold
+FORMAT = bypassfile.FORMAT
 
 
 @dataclass(frozen=True)
@@ -71,23 +57,7 @@ def write_plan(path: StrPath, plan: Plan) -> None:
     if not plan.bypass:
         write_json(path, FORMAT, content)
         return
-    content["bypass"] = [part.entry() for part in plan.bypass]
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / "plan.gguf"
-        _write_gguf(copy, json_text(FORMAT, content), plan)
-        with replacing(path) as file:
-            file.write(copy.read_bytes())
-
-
-def _write_gguf(path: Path, text: str, plan: Plan) -> None:
-    writer = gguf.GGUFWriter(path, plan.model.architecture)
-    writer.add_string(KEY, text)
-    for name, tensor in bypass.named_tensors(plan.bypass).items():
-        writer.add_tensor(name, tensor.data, raw_dtype=tensor.type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    bypassfile.write_bypasses(path, content, plan.bypass)
 
 
 def read_plan(path: StrPath) -> Plan:
@@ -97,7 +67,7 @@ def read_plan(path: StrPath) -> Plan:
         OSError: the file cannot be read.
         ValueError: it is not a plan file, or of a newer version.
     """
-    content, tensors = _read_gguf(path) if is_gguf(path) else (read_json(path, FORMAT), {})
+    content, tensors = bypassfile.read_bypasses(path) if is_gguf(path) else (read_json(path, FORMAT), {})
     identity.check_known(content, path)
     plan = typed(content, Plan, path, "plan")
     if plan.bypass and not tensors:
@@ -130,11 +100,3 @@ def is_gguf(path: StrPath) -> bool:
     """
     with Path(path).open("rb") as file:
         return file.read(4) == b"GGUF"
-
-
-def _read_gguf(path: StrPath) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    found = read_gguf(path)
-    text = found.value(KEY)
-    if not isinstance(text, str):
-        raise ValueError(f"{path}: not a plan file: it has no {KEY}")
-    return parse_json(text, path, FORMAT), {t.name.decode(): Tensor(*t.data()) for t in found.tensors}

@@ -36,12 +36,15 @@ class Healing:
         rank: of the linear maps at most, None: a quarter of the width.
         ridges: the penalties that were tried first.
         gaps: for each gap "gap", "n_blocks", and "trials", the best first.
+        sets: for each set of as many blocks that was tried with maps in its gaps "skip_layers", "kld",
+            "perplexity" and "n_scored", the one that was taken first.
     """
 
     texts: list[TextInfo]
     rank: int | None
     ridges: list[float]
     gaps: list[dict[str, Any]] = field(default_factory=list)
+    sets: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

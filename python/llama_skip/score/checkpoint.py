@@ -15,7 +15,7 @@ from llama_skip.skipset import Unit
 
 LISTS = ("out", "alive")  # of a step
 DICTS = ("refused", "prior")  # of a step, by block or half
-FORM = 2  # of the file; one that an older program left is another measurement's
+FORM = 3  # of the file; one that an older program left is another measurement's
 
 
 class Checkpoint:
@@ -49,7 +49,7 @@ class Checkpoint:
                     {_unit(key): value for key, value in json.loads(str(file[name]))} for name in DICTS
                 )
                 base = _pieces(file, "base", int(file["n_base"]))
-                return Sweep(found, alive, base, pieces, refused, prior, str(file["scale"]))
+                return Sweep(found, alive, base, pieces, refused, prior)
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as err:
             raise ValueError(f"{self.path}: not what a stopped run leaves ({err}); remove it") from None
 
@@ -64,7 +64,6 @@ class Checkpoint:
         arrays: dict[str, Any] = {
             "key": self.key,
             "n_base": len(state.base),
-            "scale": state.scale,
             "units": json.dumps(list(state.samples)),
             "counts": np.array([len(pieces) for pieces in state.samples.values()], dtype=np.int64),
             **{name: json.dumps(getattr(state, name)) for name in LISTS},

@@ -23,7 +23,8 @@ class BlockScore:
         block: its number in the file.
         influence: 1 - cosine similarity of what enters and leaves it, mean over all tokens (ShortGPT).
         norm_in, norm_out: Euclidean norms of the stream before and behind it, means over all tokens.
-        perplexity, perplexity_error: of the model without it, and its standard error.
+        perplexity, perplexity_error: of the model without it, and its standard error; of what was measured on
+            a part of the text, times the full model's perplexity on all of it over that on this part.
         kld, kld_error: KL divergence of that model from the full one, nats per token, and its standard error.
         n_scored: the tokens that these rest on.
         weights_bytes, kv_bytes_per_token: what leaving it out saves.
@@ -62,7 +63,6 @@ class Step:
         top1: the share of tokens with the full model's most probable token.
         n_scored: the tokens that these rest on.
         bytes: of the weights that are left out so far.
-        skip_scale: what the gaps are scaled by, as for `--skip-scale`; "" for nothing.
         half: "attn" or "ffn" where that half of the block goes alone. A block whose half went before replaces
             it.
     """
@@ -75,7 +75,6 @@ class Step:
     top1: float
     n_scored: int
     bytes: int
-    skip_scale: str = ""
     half: Half | Literal[""] = ""
 
     @property

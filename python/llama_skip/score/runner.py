@@ -68,13 +68,13 @@ class Runner:
             self._ends[index] = end.copy()
             self._room -= end.nbytes
 
-    def trace(self, window: Sequence[int], out: Sequence[Unit], *, logits_only: bool = False) -> Trace:
-        """Return the model without `out`; without shortcuts its logits alone."""
-        if logits_only or not self.shortcuts:
+    def trace(self, window: Sequence[int], out: Sequence[Unit], *, logits: bool = True) -> Trace:
+        """Return the model without `out`; without shortcuts its logits alone, these else as asked for."""
+        if not self.shortcuts:
             return Trace([], np.empty((0, 0, 0), np.float32), self.straight(window, out))
         self._set_mask(out)
         try:
-            trace = self.llm.trace(window, first=len(window) // 2)
+            trace = self.llm.trace(window, first=len(window) // 2 if logits else len(window) - 1)
         except RuntimeError:  # without a half, a graph may name the stream in another way
             return Trace([], np.empty((0, 0, 0), np.float32), self.straight(window, out))
         return trace._replace(logits=trace.logits[:-1])
@@ -95,42 +95,33 @@ class Runner:
         starts = self.shortcuts if all(isinstance(other, int) for other in whole) else self.starts_with_halves
         if not (starts and trace.blocks) or unit == trace.blocks[-1]:
             return self.straight(window, whole)
-        self._set_mask(whole)  # raises where this set is refused, whatever lies before
-        try:
-            return self._resume(self._start(out, unit, trace), [*range(block_of(unit)), *whole])
-        except ValueError:  # the blocks before cannot all go
-            return self.straight(window, whole)
+        return self._from(self._first(out, unit), window, whole, trace)
 
     def straight(self, window: Sequence[int], out: Sequence[Unit]) -> Logits:
         """Return the logits without `out`, all else computed."""
         self._set_mask(out)
         return window_logits(self.llm, window)
 
-    def prepare(
-        self, windows: Sequence[Sequence[int]], out: Sequence[Unit], candidates: Iterable[Unit]
-    ) -> None:
-        """Get ready for without() of these sets and candidates."""
-
-    def scale(self, out: Iterable[Unit]) -> str:
-        """Return what the gaps are scaled by, as for `--skip-scale`."""
-        return ""
-
-    def restore(self, scale: str, out: Sequence[Unit]) -> None:
-        """Go on with gaps of `out` that are scaled by what scale() returned."""
-
-    def _set_mask(self, out: Sequence[Unit]) -> None:
+    def _set_mask(self, out: Sequence[Unit], *, resumed: bool = False) -> None:
+        """Leave out `out`; `resumed`: what comes first stands for what the stream has already."""
         self.llm.set_mask(out)
 
-    def _start(self, out: Sequence[Unit], unit: Unit, trace: Trace) -> npt.NDArray[np.float32]:
-        """Return the stream that enters the first block that runs when `unit` and all before it are out."""
-        stream: npt.NDArray[np.float32] = trace.inputs[trace.blocks.index(block_of(unit))]
-        return stream
+    def _first(self, out: Sequence[Unit], unit: Unit) -> int | None:
+        """Return the block to start at, from what enters it without `out`; None: from the beginning."""
+        return block_of(unit)
+
+    def _from(self, first: int | None, window: Sequence[int], out: Sequence[Unit], trace: Trace) -> Logits:
+        """Return the logits without `out`, from what enters block `first` on; None: from the beginning."""
+        if first is None:
+            return self.straight(window, out)
+        self._set_mask(out)  # raises where this set is refused, whatever lies before
+        try:
+            return self._resume(trace.inputs[trace.blocks.index(first)], [*range(first), *out])
+        except ValueError:  # the blocks before cannot all go
+            return self.straight(window, out)
 
     def _resume(self, stream: npt.NDArray[np.float32], out: Sequence[Unit]) -> Logits:
-        self._set_mask(out)
-        return self._logits(stream)
-
-    def _logits(self, stream: npt.NDArray[np.float32]) -> Logits:
+        self._set_mask(out, resumed=True)
         return self.llm.resume(stream, first=len(stream) // 2)[:-1]
 
 

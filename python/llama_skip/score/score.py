@@ -7,13 +7,16 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from llama_skip.errors import ArgumentError, at_least
-from llama_skip.files.identity import identify
+from llama_skip.files.identity import block_bytes, identify
 from llama_skip.files.store import StrPath, check_writable
 from llama_skip.llama.llama import Llama
+from llama_skip.measure import splits
 from llama_skip.measure.candidates import text_windows
+from llama_skip.measure.divergence import Scored
 from llama_skip.measure.own_writing import SEED
 from llama_skip.measure.text import read_text
 from llama_skip.model.options import DEFAULTS, NO_RESULT
@@ -21,12 +24,13 @@ from llama_skip.progress import Progress, progress
 from llama_skip.score import search, steps
 from llama_skip.score.checkpoint import Checkpoint
 from llama_skip.score.file import Score, read_score, share_of_blocks, write_score
+from llama_skip.score.healing_runner import N_FITTED, RIDGE, HealingRunner
 from llama_skip.score.runner import Runner
-from llama_skip.score.scaled_runner import ScalingRunner
 from llama_skip.score.sizes import PER, Sizes, chosen_by, ms_per_mib, weights
 from llama_skip.skipset import Unit
 
 N_TOKENS = 4096
+N_HEALED = 32768  # tokens of which an eighth chooses
 LEAST_CTX = 32
 FRACTION = 0.3
 OF_BLOCKS, LEAST = 4, 8  # with halves, a step measures one candidate for so many blocks, at least so many
@@ -51,7 +55,7 @@ def score_model(
     *,
     text: StrPath | None = None,
     output: StrPath | None = None,
-    n_tokens: int = N_TOKENS,
+    n_tokens: int | None = None,
     n_ctx: int = 512,
     n_path: int | None = None,
     shortcuts: bool = True,
@@ -66,7 +70,8 @@ def score_model(
 
     At each step of the greedy path the block goes without which KL divergence from the full model plus
     surprisal of the text is smallest; of blocks that this cannot tell apart on so many tokens, the one
-    without which perplexity is lowest.
+    without which perplexity is lowest. Each block alone is measured on an eighth of the text, on less if it
+    is far dearer than what will go, and on more if it may go first.
     With `halves` attention or feed-forward of a block can go alone, and that goes which costs least for what
     it saves: growth per byte, KV byte or millisecond. Where that cannot be told, a whole block goes before
     halves, since neighbouring blocks cost less together (by KV bytes an attention is as good). The rest of
@@ -79,13 +84,14 @@ def score_model(
         text: a text to calibrate on; None: what the model itself writes after mixed prompts, fixed seed.
         output: the score file, written after each step; one that was begun with the same model, text and
             settings is gone on with, also towards a longer path.
-        n_tokens: tokens of the text to use at most, whole windows of n_ctx.
+        n_tokens: tokens of the text to use at most, whole windows of n_ctx; None: 4096, with `heal` 32768.
         n_ctx: tokens in a window.
         n_path: blocks on the greedy path; None: 30 % of all. With `halves` it ends where as much is saved as
             by so many blocks on average.
         shortcuts: False: measure each candidate of each step on all tokens and from the first block on.
-        heal: scale each gap by the least-squares factor to the full model's stream, so that the blocks go
-            that heal well; `llama_skip.heal` then fits more.
+        heal: put into each gap the linear map from the full model's stream before it to that behind it, so
+            that the blocks go that heal well, as `llama_skip.heal_plan` then does. One window of eight
+            chooses, the maps are fitted on others; one of eight is left for `heal_plan` to judge by.
         halves: let halves of blocks go, too.
         per: what halves and blocks save, "weights" (default), "kv" or "time": bytes of weights, of the KV
             cache, or the time of a single token, measured at the end of a window.
@@ -98,8 +104,10 @@ def score_model(
             or nothing is saved of what the path shall go by.
         OSError, llama_skip.ModelLoadError: a file cannot be read or written, or is no model.
     """
+    if n_tokens is None:
+        n_tokens = N_HEALED if heal else N_TOKENS
     at_least(LEAST_CTX, n_ctx=n_ctx)
-    at_least(n_ctx, n_tokens=n_tokens)
+    at_least(splits.LEAST * n_ctx if heal else n_ctx, n_tokens=n_tokens)
     if per is not None and (not halves or per not in PER):
         expected = f"expected {', '.join(PER)}" if halves else "is for a path over halves"
         raise ArgumentError("per", f"{per!r} {expected}")
@@ -121,13 +129,17 @@ def score_model(
             seed=SEED,
             show_progress=show_progress,
         )
+        if heal and info.n_windows < splits.LEAST:
+            raise ValueError(
+                f"{info.name}: {info.n_windows} windows of {n_ctx} tokens; fit, choose and judge on three"
+            )
         settings = {
             **{name: value for name, value in options.items() if name not in NO_RESULT},
             "n_tokens": n_tokens,
             "n_ctx": n_ctx,
             "n_path": n_path,
             "shortcuts": shortcuts,
-            **({"heal": "scale"} if heal else {}),
+            **({"heal": {"fit": "linear", "ridge": RIDGE, "n_fitted": N_FITTED}} if heal else {}),
             **({"halves": True, "per": per or PER[0]} if halves else {}),
             "rules": {
                 "loss": search.LOSS,
@@ -139,9 +151,54 @@ def score_model(
         }
         fresh = Score(model, info, json.loads(json.dumps(settings)), False, 0.0, 0.0)
         score = _begun(fresh, output) if output is not None else fresh
-        n_steps = _n_steps(info.n_windows, n_path, model.n_layer, halves)
-        with progress(n_steps, shown=show_progress) as bar:
-            return _measure(llm, model_path, tokens, score, output, bar, on_window)
+        windows = text_windows(llm, tokens, n_ctx)
+        judged = [windows[i] for i in splits.chosen_on(windows)] if heal else windows
+        n_steps = _n_steps(len(judged), n_path, model.n_layer, halves)
+        with progress(n_steps, shown=show_progress) as bar, TemporaryDirectory() as folder:
+
+            def runner(units: Sequence[Unit]) -> Runner:
+                if not heal:
+                    return Runner(llm, windows[0], shortcuts=shortcuts, halves=units)
+                bar.say("streams of the full model")
+                return HealingRunner(
+                    llm,
+                    windows,
+                    shortcuts=shortcuts,
+                    halves=units,
+                    about=model,
+                    sizes=block_bytes(model_path),
+                    folder=Path(folder),
+                )
+
+            return _measure(llm, model_path, judged, score, runner, output, bar, on_window)
+
+
+def score_tokens(llm: Llama, score: Score, text: StrPath | None, *, show_progress: bool = False) -> list[int]:
+    """Return the tokens that a score was made on.
+
+    Args:
+        llm: the full model, with a context of as many tokens as a window has.
+        score: which one.
+        text: its text; None: the model's own writing.
+        show_progress: show a bar while the model writes.
+
+    Raises:
+        ValueError: another text.
+        OSError: a file that cannot be read.
+    """
+    n_ctx, n_windows = score.text.n_ctx, score.text.n_windows
+    tokens, info = read_text(
+        llm,
+        text,
+        n_ctx=n_ctx,
+        n_windows=n_windows,
+        n_written=n_windows,
+        seed=SEED,
+        show_progress=show_progress,
+    )
+    if info.sha256 != score.text.sha256:
+        raise ValueError(f"the score was made on another text, {score.text.name}: name it with -f")
+    return tokens
 
 
 def _key(score: Score) -> dict[str, Any]:
@@ -179,8 +236,9 @@ def _is_long(score: Score, sizes: Sizes, out: Sequence[Unit]) -> bool:
 def _measure(
     llm: Llama,
     model_path: StrPath,
-    tokens: Sequence[int],
+    windows: Sequence[Sequence[int]],
     score: Score,
+    make_runner: Callable[[Sequence[Unit]], Runner],
     output: StrPath | None,
     bar: Progress,
     on_window: Callable[[], object],
@@ -189,14 +247,12 @@ def _measure(
     if score.complete:
         return score
     checkpoint = Checkpoint(output, _key(score))
-    windows = text_windows(llm, tokens, score.text.n_ctx)
     race, n_path = score.settings["shortcuts"], score.settings["n_path"]
     is_new = not score.blocks
     if is_new:
         score = steps.with_sizes(score, model_path)
     halves = [half.unit for half in score.halves]
-    heals = "heal" in score.settings
-    runner = (ScalingRunner if heals else Runner)(llm, windows[0], shortcuts=race, halves=halves)
+    runner = make_runner(halves)
     if is_new:
         score = steps.with_stream(score, runner, windows, bar)
     if score.settings.get("per") == "time" and "ms_per_mib" not in score.settings:
@@ -205,24 +261,20 @@ def _measure(
         times = ms_per_mib(llm, windows[0], allowed)
         score = replace(score, settings={**score.settings, "ms_per_mib": times})
     sizes = chosen_by(score)
-    out, prior = _out(score), _prior(score)
+    out, prior, known = _out(score), _prior(score), list[Scored]()
     begun = checkpoint.load(out, after=any(block.n_scored for block in score.blocks))
     if begun and not begun.alive and not _is_long(score, sizes, begun.out):  # the end of a shorter path
         alive = _candidates(score, sizes, begun.out)
-        begun = search.Sweep(begun.out, alive, prior=begun.prior, scale=begun.scale)
-    runner.restore(score.path[-1].skip_scale if score.path else "", out)
+        begun = search.Sweep(begun.out, alive, prior=begun.prior)
     while True:
-        if begun:
-            runner.restore(begun.scale, begun.out)
         out = begun.out if begun else out
         is_last = _is_long(score, sizes, out)
         state = begun or search.Sweep(
             out,
             [] if is_last else _candidates(score, sizes, out),
             prior=prior if out else {},
-            scale=runner.scale(out),
         )
-        state.saves = sizes.gains(out)
+        state.saves, state.known = sizes.gains(out), known
         state.blocks_first = score.settings["rules"]["ties"].startswith("blocks")
         begun = None
         bar.say(f"{sizes.of(out):.3g} of {n_path} blocks chosen")
@@ -247,6 +299,7 @@ def _measure(
             checkpoint.remove()
             return score
         best, costs = state.best(), state.costs()
+        known = state.samples[best]
         prior = {**state.prior, **costs}
         if halves:
             prior = _without_half({**_grown(state.prior, costs), **costs}, best)

@@ -27,6 +27,7 @@ from llama_skip.skipset import Unit, block_of
 Z = 2.0  # standard errors by which a candidate that retires diverges more than the best one
 SLACK = 2.0  # a block may have become cheaper by this factor since it was last measured
 FAR = 2.0  # a block that alone costs so many times what the path's dearest does is not measured closer
+FIRST = 8  # one in so many windows is measured before blocks alone retire that are a little worse
 LOSS = "kld+surprisal"
 
 Floats = npt.NDArray[np.float64]
@@ -40,10 +41,10 @@ class Sweep:
         out: what went, blocks and halves.
         alive: candidates that are still measured, cheapest first by what is known before.
         base: what the model without `out` gives, a piece for each window.
+        known: the same, as far as it was measured when the last of `out` was a candidate.
         samples: the same for each candidate; one that retired has fewer.
         refused: why a candidate cannot be left out.
         prior: what each candidate cost when it was measured last; {} at the first step.
-        scale: what the gaps of `out` are scaled by, as for `--skip-scale`.
         saves: what each candidate saves beyond `out`; 1 where nothing is said.
         blocks_first: of what cannot be told apart a whole block goes rather than a half.
     """
@@ -54,9 +55,9 @@ class Sweep:
     samples: dict[Unit, list[Scored]] = field(default_factory=dict)
     refused: dict[Unit, str] = field(default_factory=dict)
     prior: dict[Unit, float] = field(default_factory=dict)
-    scale: str = ""
     saves: Mapping[Unit, float] = field(default_factory=dict)
     blocks_first: bool = False
+    known: Sequence[Scored] = ()
 
     def costs(self) -> dict[Unit, float]:
         """Return by how much the mean KL divergence grows without each candidate, where it was measured."""
@@ -128,30 +129,37 @@ def run(
         windows: of the text.
         n_path: blocks that are to go in all.
         race: False: measure every candidate on every window.
-        most: candidates of a step behind the first that are measured; None: whoever may be the best. With it
-            the first step goes no further than its choice takes, instead of measuring all that may go later.
+        most: candidates of a step behind the first that are measured; None: whoever may be the best.
         on_window: called after each window.
 
     Raises:
         ValueError: NaN or infinity in the logits.
     """
     state.alive.sort(key=lambda unit: state.rate(unit, state.prior.get(unit, 0.0)))
-    runner.prepare(windows, state.out, [*state.alive, *state.samples])
     for index in range(len(state.base), len(windows)):
         window = windows[index]
         alive = state.alive
         racing = len(alive) > 1 or any(not race or unit not in state.samples for unit in alive)
-        trace = runner.trace(window, state.out, logits_only=not racing)
-        full = runner.reference(index, window) if state.out else trace.logits
-        base = scored(trace.logits, window, full if state.out else None)
         if racing:
+            known = state.known[index] if index < len(state.known) else None
+            trace = runner.trace(window, state.out, logits=known is None)
+            full = runner.reference(index, window) if state.out else trace.logits
+            base = known or scored(trace.logits, window, full if state.out else None)
             _measure(state, runner, window, trace, full, base, race, most if state.out else None)
+        elif index < len(state.known):
+            base = state.known[index]
+        else:
+            full = runner.reference(index, window)
+            base = (
+                scored(runner.straight(window, state.out), window, full)
+                if state.out
+                else scored(full, window, None)
+            )
         state.base.append(base)
         if race and racing and state.alive:
-            is_late = 4 * len(state.base) >= len(windows)
-            if not state.out and (is_late or most is not None):
+            if not state.out:
                 _retire_far(state, n_path)
-            if state.out or (is_late and most is not None):
+            if state.out or FIRST * len(state.base) >= len(windows):
                 state.alive = state.first()
         on_window()
 

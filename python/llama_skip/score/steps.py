@@ -70,19 +70,22 @@ def with_first(score: Score, state: Sweep) -> Score:
         score,
         perplexity=full.value,
         perplexity_error=full.error,
-        blocks=list(_measured(score.blocks, state)),
-        halves=list(_measured(score.halves, state)),
+        blocks=list(_measured(score.blocks, state, full.value)),
+        halves=list(_measured(score.halves, state, full.value)),
     )
 
 
-def _measured(blocks: Iterable[BlockScore], state: Sweep) -> Iterable[BlockScore]:
+def _measured(blocks: Iterable[BlockScore], state: Sweep, full: float) -> Iterable[BlockScore]:
+    """Yield the blocks with what was measured of them, perplexity as it would be on all windows."""
     for block in blocks:
-        if block.unit in state.samples:
-            ppl, kld = summary(state.samples[block.unit])
+        if pieces := state.samples.get(block.unit):
+            ppl, kld = summary(pieces)
+            there, _ = summary(state.base[: len(pieces)])
+            of_all = full / there.value  # of the full model, on all windows and on those
             block = replace(
                 block,
-                perplexity=ppl.value,
-                perplexity_error=ppl.error,
+                perplexity=ppl.value * of_all,
+                perplexity_error=ppl.error * of_all,
                 kld=kld.mean,
                 kld_error=kld.error,
                 n_scored=kld.n_tokens,
@@ -103,7 +106,6 @@ def with_step(score: Score, state: Sweep) -> Score:
         top1=kld.top1,
         n_scored=kld.n_tokens,
         bytes=int(sizes.weights(score).of(state.out)),
-        skip_scale=state.scale,
         half="" if isinstance(last, int) else last[1],
     )
     return replace(score, path=[*score.path[: len(state.out) - 1], step])

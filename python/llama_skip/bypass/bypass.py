@@ -15,6 +15,8 @@ Array = npt.NDArray[np.float32]
 
 TIERS = ("identity", "scale", "affine", "linear")
 BLOCK = 32  # numbers that share a scale in Q8_0
+RANK_SHARE = 4  # the rank is at most n_embd over this,
+BYTES_SHARE = 10  # and a bypass at most the gap's bytes over this
 
 
 class Tensor(NamedTuple):
@@ -98,6 +100,26 @@ def linear(
     """Return the bypass y = x + u (v z) + b; the maps as Q8_0 where their rows allow it, else as F16."""
     tensors = {"b": float32_tensor(b), "u": _small(u), "v": _small(v)}
     return Bypass(gap.start, len(gap), "linear", u.shape[1], norm_eps, tensors)
+
+
+def largest_rank(n_embd: int, n_bytes: int, most: int | None = None) -> int:
+    """Return the largest rank that is allowed, a multiple of Q8_0's rows where that leaves any; 0: none.
+
+    Args:
+        n_embd: the width.
+        n_bytes: of what is left out.
+        most: a bound beside those of width and bytes.
+    """
+    room = n_bytes / BYTES_SHARE - n_bytes_of_linear(n_embd, 0)
+    of_rank = n_bytes_of_linear(n_embd, 1) - n_bytes_of_linear(n_embd, 0)
+    rank = min(most or n_embd, n_embd // RANK_SHARE, int(room / of_rank))
+    return rank // BLOCK * BLOCK if n_embd % BLOCK == 0 and rank >= BLOCK else max(rank, 0)
+
+
+def n_bytes_of_linear(n_embd: int, rank: int) -> float:
+    """Return the bytes that linear() takes, of a rank as largest_rank() returns it."""
+    of_number = 34 / BLOCK if n_embd % BLOCK == 0 else 2.0
+    return 4 * n_embd + 2 * of_number * n_embd * rank
 
 
 def described(bypasses: Iterable[Bypass]) -> str:

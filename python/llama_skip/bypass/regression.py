@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from llama_skip.measure.weights import EPS, token_weights
-from llama_skip.plan.bypass import normed
+from llama_skip.bypass.bypass import normed
 
 Floats = npt.NDArray[np.float64]
+
+EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -100,3 +101,13 @@ class LinearFits:
         u = directions[:, -rank:]  # what is fitted varies most along these
         v = (self._q @ ((self._qd @ u) / shrunk[:, None])).T
         return Linear(u, v, self._mean_d - u @ (v @ self._mean_z))
+
+
+def token_weights(t: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return 1 / mean(t^2) of each row of a stream, float64 [n_tokens].
+
+    The norm that reads the stream next divides by the root of that, so a fit under these weights minimises
+    the error which that norm passes on, and the few tokens with massive activations count as much as others.
+    """
+    weights: npt.NDArray[np.float64] = 1 / (np.einsum("ni,ni->n", t, t, dtype=np.float64) / t.shape[1] + EPS)
+    return weights

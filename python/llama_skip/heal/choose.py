@@ -1,0 +1,333 @@
+"""The set of blocks that heals best: proposed by the error of maps, decided by KL divergence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_skip import skipset
+from llama_skip.files.identity import block_bytes
+from llama_skip.files.store import Format, StrPath, part_path, read_json, write_json
+from llama_skip.heal.gaps import Blocks, cheapest, costs_of_gaps, neighbours
+from llama_skip.heal.heal import OWN_WRITING, heal_plan
+from llama_skip.llama.llama import Llama
+from llama_skip.measure.candidates import from_json, text_windows, to_json
+from llama_skip.measure.divergence import Scored, scored, summary
+from llama_skip.measure.splits import chosen_on
+from llama_skip.model.options import DEFAULTS
+from llama_skip.plan.choose import fits, kv_mib
+from llama_skip.plan.file import Plan, write_plan
+from llama_skip.progress import Log, progress
+from llama_skip.score.file import Score
+from llama_skip.score.healing_runner import HealingRunner
+from llama_skip.score.score import score_tokens
+from llama_skip.score.search import Z
+from llama_skip.score.sizes import weights
+
+MOST_GAPS = 4  # of a proposal
+N_FINALISTS = 3  # sets that are healed
+N_ROUNDS = 4  # times that a better neighbour is looked for
+DEAR = 4.0  # a block that alone costs so many times what the middle one does is in no proposal
+Floats = npt.NDArray[np.float64]
+
+FORMAT = Format("llama-skip-choice", version=1)  # of what is kept of a stopped run
+
+
+def choose_blocks(
+    model_path: StrPath,
+    score: Score,
+    blocks: Iterable[int],
+    *,
+    text: StrPath | None = None,
+    allows: Callable[[Blocks], bool] = lambda blocks: True,
+    keep: Path | None = None,
+    show_progress: bool = False,
+    log: Log = lambda line: None,
+    **options: Any,
+) -> tuple[Blocks, list[dict[str, Any]]]:
+    """Return the set of so many blocks that heals best, and what was measured of others.
+
+    Gaps of a few lengths are measured alone, healed; between these, the error of the map says what others
+    cost. Proposals are the set given and, for one gap, two, and so on, the blocks of the least sum. They race
+    by KL divergence with maps in their gaps, on the windows that the score chose on; then blocks at the edges
+    of gaps are moved, one at a time, as long as that is better.
+
+    Args:
+        model_path: the GGUF file.
+        score: of it, made with heal=True.
+        blocks: a set to begin with, of the score's path.
+        text: that of the score.
+        allows: whether a set may be taken.
+        keep: a file for what is measured; the same call goes on with it.
+        show_progress: show a bar on stderr.
+        log: called with each line that a user should see.
+        options: further arguments of `Llama`.
+
+    Returns:
+        The set, and for each set measured "skip_layers", "kld", "perplexity" and "n_scored", the best first.
+
+    Raises:
+        ValueError: another text than the score's, a file of something else, or NaN in the logits.
+        OSError: a file cannot be read or written.
+    """
+    given = tuple(sorted(blocks))
+    n_ctx = score.text.n_ctx
+    options = {**DEFAULTS, **options, "n_ctx": n_ctx, "hidden_states": True}
+    alone = {block.block: block.kld for block in score.blocks if block.kld is not None}
+    with Llama(model_path, **options) as llm, TemporaryDirectory() as folder:
+        windows = text_windows(llm, score_tokens(llm, score, text, show_progress=show_progress), n_ctx)
+        chosen = [windows[i] for i in chosen_on(windows)]
+        with progress((N_ROUNDS + 1) * len(chosen) + 1, shown=show_progress) as bar:
+            bar.say("streams of the full model")
+            sizes = block_bytes(model_path)
+            runner = HealingRunner(llm, windows, about=score.model, sizes=sizes, folder=Path(folder))
+            found = _kept(keep, score)
+
+            def window_done() -> None:
+                bar.step()
+                if keep is not None:
+                    pieces = {skipset.ranges_text(key): to_json(value) for key, value in found.items()}
+                    write_json(keep, FORMAT, {"of": _key(score), "found": pieces})
+
+            race = Race(runner, chosen, found, window_done)
+            bar.say("gaps alone")
+            costs = costs_of_gaps(runner.error, race.gaps(_cheap(alone), len(given)))
+            proposed = [cheapest(costs, llm.n_layer(), len(given), n) for n in range(1, MOST_GAPS + 1)]
+            sets = [given, *(blocks for blocks in proposed if blocks is not None and allows(blocks))]
+            bar.say(f"{len(set(sets))} proposals")
+            best = race.best(sets)
+            for _ in range(N_ROUNDS):
+                bar.say(f"near {skipset.ranges_text(best)}")
+                before, best = best, race.best([best, *filter(allows, neighbours(best, costs))])
+                if best == before:
+                    break
+    tried = [_entry(key, pieces) for key, pieces in found.items() if len(key) == len(best)]
+    tried.sort(key=lambda entry: (entry["skip_layers"] != skipset.ranges_text(best), entry["kld"]))
+    log(
+        f"{len(tried)} sets of {len(best)} blocks tried with maps in their gaps: "
+        f"{skipset.ranges_text(best)} heals best, KL divergence {tried[0]['kld']:.4f}"
+        + (
+            f" ({skipset.ranges_text(given)}: {_entry(given, found[given])['kld']:.4f})"
+            if given != best and given in found
+            else ""
+        )
+    )
+    return best, tried
+
+
+def _entry(blocks: Blocks, pieces: Sequence[Scored]) -> dict[str, Any]:
+    ppl, kld = summary(pieces)
+    return {
+        "skip_layers": skipset.ranges_text(blocks),
+        "kld": kld.mean,
+        "perplexity": ppl.value,
+        "n_scored": kld.n_tokens,
+    }
+
+
+def _cheap(alone: Mapping[int, float]) -> list[int]:
+    """Return the blocks that may go."""
+    most = DEAR * float(np.median(list(alone.values())))
+    return [il for il, kld in alone.items() if kld <= most]
+
+
+def _key(score: Score) -> str:
+    return f"{score.model.file_id} {score.text.sha256} {score.settings['heal']}"
+
+
+def _kept(keep: Path | None, score: Score) -> dict[Blocks, list[Scored]]:
+    """Return what a stopped run measured."""
+    if keep is None or not keep.exists():
+        return {}
+    content = read_json(keep, FORMAT)
+    if content.get("of") != _key(score):
+        return {}
+    found: Mapping[str, Any] = content["found"]
+    return {
+        tuple(skipset.whole(skipset.parse_layers(key))): list(from_json(value))
+        for key, value in found.items()
+    }
+
+
+def plan_healed(
+    model_path: StrPath,
+    score: Score,
+    plan: Plan,
+    *,
+    text: StrPath | None = None,
+    output: StrPath,
+    own_writing: float = OWN_WRITING,
+    memory: Mapping[str, Any] = MappingProxyType({}),
+    show_progress: bool = False,
+    log: Log = lambda line: None,
+    **options: Any,
+) -> Plan:
+    """Return a plan with the blocks that heal best instead of those it leaves out, as many, and healed.
+
+    The best sets of choose_blocks() are healed, and the one that then diverges least on the text held out is
+    taken.
+
+    Args:
+        model_path: the GGUF file.
+        score: of it, made with heal=True.
+        plan: of plan_blocks(), plan_memory(), plan_kv() or plan_speed() for that score. With halves its set
+            is healed as it is.
+        text: that of the score.
+        output: the plan file to write. What is measured is kept beside it, and the same call goes on.
+        memory: arguments of `Llama` that a plan for some memory was made with.
+        own_writing, show_progress, log, options: as for heal_plan().
+
+    Returns:
+        The plan; its `found.heal` has the sets that were tried, and the fits of each gap.
+
+    Raises:
+        ValueError: a score that was not made so, another text than its own, or as by heal_plan().
+        OSError, llama_skip.ModelLoadError: a file cannot be read or written, or is no model.
+    """
+    if "heal" not in score.settings:
+        raise ValueError("the score was made without heal=True")
+    if not plan.skip_layers:
+        raise ValueError("nothing is left out, there is no gap to heal")
+    keep, target = part_path(f"{os.fspath(output)}.choice"), plan.found.target or {}
+    sets: list[dict[str, Any]] = []
+
+    def allows(blocks: Blocks) -> bool:
+        layers = skipset.ranges_text(blocks)
+        if "vram" in target:
+            return fits(model_path, layers, target["vram"], heals=True, **memory)
+        return "kv" not in target or kv_mib(model_path, layers, **memory) <= target["kv"]
+
+    finalists = [plan.skip_layers]
+    if not score.halves:
+        _, sets = choose_blocks(
+            model_path,
+            score,
+            skipset.whole(skipset.parse_layers(plan.skip_layers)),
+            text=text,
+            allows=allows,
+            keep=keep,
+            show_progress=show_progress,
+            log=log,
+            **options,
+        )
+        most = sets[0]["n_scored"]
+        finalists = [e["skip_layers"] for e in sets if e["n_scored"] == most][:N_FINALISTS]
+    healed: list[Plan] = []
+    for i, layers in enumerate(finalists):
+        log(f"healing {layers}")
+        path = Path(f"{os.fspath(output)}.{i}")
+        healed.append(
+            heal_plan(
+                model_path,
+                plan=replace(plan, skip_layers=layers, skip_scale=""),
+                text=text,
+                output=path,
+                n_tokens=score.text.n_tokens,
+                own_writing=own_writing,
+                n_ctx=score.text.n_ctx,
+                show_progress=show_progress,
+                log=log,
+                **options,
+            )
+        )
+        path.replace(part_path(path))  # where the same call finds it again
+    made = min(healed, key=lambda plan: plan.found.kld or 0.0)
+    assert made.found.heal is not None
+    units = skipset.parse_layers(made.skip_layers)
+    sets.sort(key=lambda entry: entry["skip_layers"] != made.skip_layers)
+    found = replace(
+        made.found,
+        target=plan.found.target,
+        metric=score.metric,
+        bytes=int(weights(score).of(units)),
+        heal=replace(made.found.heal, sets=sets),
+    )
+    made = replace(made, found=found, runtime=plan.runtime)
+    write_plan(output, made)
+    for done in (keep, *(part_path(f"{os.fspath(output)}.{i}") for i in range(len(finalists)))):
+        done.unlink(missing_ok=True)
+    return made
+
+
+class Race:
+    """Measures sets on window after window, and remembers what it measured.
+
+    Args:
+        runner: gives the logits.
+        windows: of the text.
+        on_window: called after each window of each race.
+        found: what was measured before, by set; appended to.
+    """
+
+    def __init__(
+        self,
+        runner: HealingRunner,
+        windows: Sequence[Sequence[int]],
+        found: dict[Blocks, list[Scored]],
+        on_window: Callable[[], object],
+    ) -> None:
+        self.runner = runner
+        self.windows = windows
+        self.found = found
+        self.on_window = on_window
+
+    def gaps(self, blocks: Sequence[int], n_blocks: int) -> dict[range, float]:
+        """Return what some gaps alone cost on the first window, a few lengths of each first block.
+
+        Args:
+            blocks: those that may go.
+            n_blocks: in a set; a gap of its neighbours may have one more.
+        """
+        gaps = []
+        for run in skipset.gaps(blocks):
+            for il in run:
+                longest = min(run.stop - il, n_blocks + 1)
+                gaps += [range(il, il + n) for n in sorted({1, (longest + 1) // 2, longest})]
+        self._measure([tuple(gap) for gap in gaps], 0)
+        self.on_window()
+        known = {gap: self.found.get(tuple(gap)) for gap in gaps}
+        return {gap: float(pieces[0].kld.mean()) for gap, pieces in known.items() if pieces}
+
+    def best(self, sets: Sequence[Blocks]) -> Blocks:
+        """Return the set that diverges least; those that clearly diverge more retire on the way."""
+        alive = list(dict.fromkeys(sets))
+        for i in range(len(self.windows)):
+            self._measure(alive, i)
+            alive = self._alive([blocks for blocks in alive if blocks in self.found], i + 1)
+            self.on_window()
+            if len(alive) == 1:
+                break
+        return min(alive, key=lambda blocks: float(self._kld(blocks, len(self.found[blocks])).mean()))
+
+    def _measure(self, sets: Iterable[Blocks], i: int) -> None:
+        """Measure the sets of which window i is the next one; those that the model refuses are forgotten."""
+        missing = [blocks for blocks in sets if len(self.found.get(blocks, [])) <= i]
+        if missing:
+            window = self.windows[i]
+            trace = self.runner.trace(window, [])
+            for blocks in missing:
+                try:
+                    logits = self.runner.among(window, blocks, trace)
+                    self.found.setdefault(blocks, []).append(scored(logits, window, trace.logits))
+                except ValueError:
+                    self.found.pop(blocks, None)
+
+    def _alive(self, sets: Sequence[Blocks], n: int) -> list[Blocks]:
+        klds = {blocks: self._kld(blocks, n) for blocks in sets}
+        best = min(klds.values(), key=lambda kld: float(kld.mean()))
+
+        def may_win(worse: Floats) -> bool:
+            return bool(worse.mean() <= Z * worse.std() / np.sqrt(worse.size))
+
+        return [blocks for blocks, kld in klds.items() if may_win(kld - best)]
+
+    def _kld(self, blocks: Blocks, n: int) -> Floats:
+        return np.concatenate([piece.kld for piece in self.found[blocks][:n]])
