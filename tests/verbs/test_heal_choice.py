@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,28 @@ def test_memory_counts_the_maps(score: Score, model: Path, text: Path, tmp_path:
     found = read_plan(tmp_path / f"{model.stem}.heal.gguf")
     assert found.found.target == {"vram": pytest.approx(mib), "place": "on the host"}
     assert found.alternatives[0]["name"] == "leave blocks out, healed" and found.runtime is not None
+
+
+def test_what_is_refused_before_any_work(score: Score, model: Path, text: Path, tmp_path: Path) -> None:
+    path = tmp_path / "score.json"
+    write_score(path, score)
+    for args, message in (
+        (["-f", text, "-o", "a b.gguf"], "a blank in it"),
+        ([], "name it with -f"),
+        (["-f", text, "--disk"], "without --heal|for --vram"),
+    ):
+        words = [model, "--score", path, "--heal", "--blocks", 2, *args]
+        done = subprocess.run([*COMMAND, *map(str, words)], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode != 0 and re.search(message, done.stderr), done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["score.json"]
+
+
+def test_all_of_the_text_is_healed_on(score: Score, text: Path) -> None:
+    long = replace(score, text=replace(score.text, n_windows=64))
+    assert choose._n_tokens(long, text, 0.25) == 85 * N_CTX  # 21 of them own writing
+    assert choose._n_tokens(long, None, 0.25) == choose._n_tokens(long, text, 0) == 64 * N_CTX
+    short = replace(score, text=replace(score.text, n_windows=3))
+    assert choose._n_tokens(short, text, 0.25) == 3 * N_CTX
 
 
 def test_the_command(score: Score, model: Path, text: Path, tmp_path: Path) -> None:

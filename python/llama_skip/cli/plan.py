@@ -124,8 +124,11 @@ def _check_bounds(args: argparse.Namespace) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     _check_bounds(args)
-    if args.output:
-        check_writable(args.output)
+    output = args.output or (f"{Path(args.source).stem}.heal.gguf" if args.heal else None)
+    if args.heal and output and output.split() != [output]:
+        raise UsageError(f"-o {output!r}: a blank in it cannot be an argument of $(llama-skip plan ...)")
+    if output:
+        check_writable(output)
     options = model_options(args)
     model, found = _score(args, options)
     if args.vram is args.kv is args.speedup is None:
@@ -140,7 +143,7 @@ def _plan(args: argparse.Namespace) -> int:
             plan = diskplan.plan_disk(model, found, left_out, share=args.disk, **_given(args, options))
     ends = path_end(plan, found)
     if args.heal and plan.skip_layers:
-        args.output = args.output or f"{Path(model).stem}.heal.gguf"
+        args.output = output
         plan = left_out = _healed(plan, model, found, args, options)
     for line in [*talk(plan), *diskplan.talk(plan), *ends]:
         _say(line)
@@ -177,9 +180,11 @@ def _score(args: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Scor
 
 
 def _made_so(found: Score, args: argparse.Namespace) -> Score:
-    if args.heal != ("heal" in found.settings):
+    if args.heal != found.heals or (not args.heal and "heal" in found.settings):
         kinds = ("--heal needs", "with --heal") if args.heal else ("without --heal it needs", "without it")
         raise UsageError(f"{kinds[0]} a score that was made {kinds[1]} too")
+    if args.heal:
+        scoring.check_text(found, args.file)
     if args.halves and not found.halves:
         raise UsageError("--halves needs a score that was made with --halves too")
     if args.per and args.per != (per := found.settings["per"]):
@@ -233,7 +238,14 @@ def _healed(plan: Plan, model: str, score: Score, args: argparse.Namespace, opti
         log=_say,
         **loading,
     )
-    return with_speedup(plan, model, args.output, **options) if args.speedup is not None else plan
+    if args.speedup is not None:
+        plan = with_speedup(plan, model, args.output, **options)
+    found = plan.found
+    if args.speedup is not None and found.speedup is not None and found.speedup < args.speedup:
+        _say(f"warning: {args.speedup:g} was asked for; the maps take some of it: ask for a little more")
+    if args.max_kld is not None and found.kld is not None and found.kld > args.max_kld:
+        _say(f"warning: {args.max_kld:g} was asked for; on the windows that chose, the path stays within")
+    return plan
 
 
 def _given(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from llama_skip.measure.candidates import from_json, text_windows, to_json
 from llama_skip.measure.divergence import Scored, scored, summary
 from llama_skip.measure.splits import chosen_on
 from llama_skip.model.options import DEFAULTS
-from llama_skip.plan.choose import fits, kv_mib
+from llama_skip.plan.choose import fits, kv_mib, memory_of
 from llama_skip.plan.file import Plan, write_plan
 from llama_skip.progress import Log, progress
 from llama_skip.score.file import Score
 from llama_skip.score.healing_runner import HealingRunner
-from llama_skip.score.score import score_tokens
+from llama_skip.score.score import check_text, score_tokens
 from llama_skip.score.search import Z
 from llama_skip.score.sizes import weights
 
@@ -72,7 +72,7 @@ def choose_blocks(
         options: further arguments of `Llama`.
 
     Returns:
-        The set, and for each set measured "skip_layers", "kld", "perplexity" and "n_scored", the best first.
+        The set, and for each that raced "skip_layers", "kld", "perplexity" and "n_scored", the best first.
 
     Raises:
         ValueError: another text than the score's, a file of something else, or NaN in the logits.
@@ -109,8 +109,9 @@ def choose_blocks(
                 before, best = best, race.best([best, *filter(allows, neighbours(best, costs))])
                 if best == before:
                     break
-    tried = [_entry(key, pieces) for key, pieces in found.items() if len(key) == len(best)]
-    tried.sort(key=lambda entry: (entry["skip_layers"] != skipset.ranges_text(best), entry["kld"]))
+            order = race.order(best)
+    best = order[0]
+    tried = [_entry(blocks, found[blocks]) for blocks in order]
     log(
         f"{len(tried)} sets of {len(best)} blocks tried with maps in their gaps: "
         f"{skipset.ranges_text(best)} heals best, KL divergence {tried[0]['kld']:.4f}"
@@ -192,8 +193,9 @@ def plan_healed(
         ValueError: a score that was not made so, another text than its own, or as by heal_plan().
         OSError, llama_skip.ModelLoadError: a file cannot be read or written, or is no model.
     """
-    if "heal" not in score.settings:
+    if not score.heals:
         raise ValueError("the score was made without heal=True")
+    check_text(score, text)
     if not plan.skip_layers:
         raise ValueError("nothing is left out, there is no gap to heal")
     keep, target = part_path(f"{os.fspath(output)}.choice"), plan.found.target or {}
@@ -218,8 +220,10 @@ def plan_healed(
             log=log,
             **options,
         )
-        most = sets[0]["n_scored"]
-        finalists = [e["skip_layers"] for e in sets if e["n_scored"] == most][:N_FINALISTS]
+        finalists = [entry["skip_layers"] for entry in sets[:N_FINALISTS]]
+    elif text is not None:
+        with Llama(model_path, vocab_only=True, verbose=False) as llm:
+            score_tokens(llm, score, text)  # raises where it is another text
     healed: list[Plan] = []
     for i, layers in enumerate(finalists):
         log(f"healing {layers}")
@@ -230,7 +234,7 @@ def plan_healed(
                 plan=replace(plan, skip_layers=layers, skip_scale=""),
                 text=text,
                 output=path,
-                n_tokens=score.text.n_tokens,
+                n_tokens=_n_tokens(score, text, own_writing),
                 own_writing=own_writing,
                 n_ctx=score.text.n_ctx,
                 show_progress=show_progress,
@@ -252,9 +256,19 @@ def plan_healed(
     )
     made = replace(made, found=found, runtime=plan.runtime)
     write_plan(output, made)
+    if plan.runtime and "vram" in target:
+        made = replace(made, runtime={**plan.runtime, "memory": memory_of(model_path, output, **memory)})
+        write_plan(output, made)
     for done in (keep, *(part_path(f"{os.fspath(output)}.{i}") for i in range(len(finalists)))):
         done.unlink(missing_ok=True)
     return made
+
+
+def _n_tokens(score: Score, text: StrPath | None, own_writing: float) -> int:
+    """Return how many tokens to heal on: all of the score's text, beside own writing."""
+    n_windows = score.text.n_windows
+    n_all = n_windows if text is None else round(n_windows / (1 - own_writing))
+    return (n_all if n_all - n_windows >= 2 else n_windows) * score.text.n_ctx
 
 
 class Race:
@@ -278,6 +292,7 @@ class Race:
         self.windows = windows
         self.found = found
         self.on_window = on_window
+        self.raced: set[Blocks] = set()
 
     def gaps(self, blocks: Sequence[int], n_blocks: int) -> dict[range, float]:
         """Return what some gaps alone cost on the first window, a few lengths of each first block.
@@ -299,6 +314,7 @@ class Race:
     def best(self, sets: Sequence[Blocks]) -> Blocks:
         """Return the set that diverges least; those that clearly diverge more retire on the way."""
         alive = list(dict.fromkeys(sets))
+        self.raced.update(alive)
         for i in range(len(self.windows)):
             self._measure(alive, i)
             alive = self._alive([blocks for blocks in alive if blocks in self.found], i + 1)
@@ -306,6 +322,27 @@ class Race:
             if len(alive) == 1:
                 break
         return min(alive, key=lambda blocks: float(self._kld(blocks, len(self.found[blocks])).mean()))
+
+    def order(self, best: Blocks) -> list[Blocks]:
+        """Return all sets that raced, those first that diverge least; the first few are measured to the end.
+
+        One that retired is judged by the windows where it was measured.
+        """
+
+        def more(blocks: Blocks) -> float:
+            n = len(self.found[blocks])
+            return float((self._kld(blocks, n) - self._kld(best, n)).mean())
+
+        def measured(sets: Sequence[Blocks]) -> list[Blocks]:
+            for i in range(len(self.windows)):
+                self._measure(sets, i)
+            return sorted((blocks for blocks in sets if blocks in self.found), key=more)
+
+        measured([best])
+        others = sorted((blocks for blocks in self.raced if blocks in self.found), key=more)
+        first = measured(others[:N_FINALISTS])
+        self.on_window()
+        return [*first, *others[N_FINALISTS:]]
 
     def _measure(self, sets: Iterable[Blocks], i: int) -> None:
         """Measure the sets of which window i is the next one; those that the model refuses are forgotten."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from llama_skip import skipset
 from llama_skip.bypass.bypass import largest_rank, n_bytes_of_linear
 from llama_skip.errors import MIB, ArgumentError
-from llama_skip.files.identity import block_bytes
+from llama_skip.files.identity import block_bytes, half_bytes
 from llama_skip.files.store import StrPath
 from llama_skip.llama.llama import Llama
 from llama_skip.measure import speed as measure
@@ -113,6 +113,7 @@ def n_steps(score: Score, *, blocks: int | None = None, fraction: float | None =
 def longer(score: Score) -> str:
     """Return how a score is gone on with."""
     flags = f"--halves --per {score.settings['per']} " if score.halves else ""
+    flags += "--heal " if score.heals else ""
     return LONGER.replace("--blocks", f"{flags}--blocks")
 
 
@@ -181,16 +182,16 @@ def plan_memory(model_path: StrPath, score: Score, mib: float, **options: Any) -
 
     heals = "heal" in score.settings
     # one after the other: compute buffers can be a little larger with a block less
-    tried = []
+    tried, taken = [], 0.0
     for n in range(len(score.path) + 1):
         tried.append(used(n))
-        layers = prefix(score, n, {}).skip_layers
-        if total(tried[-1]) + (bypass_mib(model_path, layers) if heals else 0) <= mib:
+        taken = total(tried[-1]) + (bypass_mib(model_path, prefix(score, n, {}).skip_layers) if heals else 0)
+        if taken <= mib:
             target = {"vram": mib, "place": place(tried[-1])}
             return prefix(score, n, target, runtime=runtime(options, tried[-1]))
     raise ValueError(
         f"{mib:g} MiB: the full model takes {total(tried[0]):.1f} MiB {place(tried[0])}, and "
-        f"{total(tried[-1]):.1f} MiB without the {n_steps_text(score, n)} of the greedy path: "
+        f"{taken:.1f} MiB without the {n_steps_text(score, n)} of the greedy path: "
         f"{longer(score)}; "
         "or take a smaller context (-c) or KV type (-ctk, -ctv), or fewer blocks on the device (-ngl)"
     )
@@ -203,13 +204,25 @@ def fits(model_path: StrPath, layers: str, mib: float, *, heals: bool = False, *
     return used + (bypass_mib(model_path, layers) if heals else 0) <= mib
 
 
+def memory_of(model_path: StrPath, plan: StrPath, **options: Any) -> dict[str, dict[str, float]]:
+    """Return what a load with a plan file takes by device, as plan_memory() counts and a plan says it."""
+    options = {"n_gpu_layers": -1, "flash_attn": None, "verbose": False, **options}
+    memory = dry_memory(model_path, skip_layers=f"@{os.path.abspath(plan)}", **options)
+    return {name: used._asdict() for name, used in memory.items()}
+
+
 def bypass_mib(model_path: StrPath, layers: str) -> float:
     """Return the MiB that linear maps in all gaps of a set take at most."""
-    sizes = block_bytes(model_path)
+    sizes: dict[skipset.Unit, int] = dict(enumerate(block_bytes(model_path)))
+    sizes.update({half: n for half, n in half_bytes(model_path).items()})
+    units = skipset.parse_layers(layers)
+    gaps: list[Sequence[skipset.Unit]] = [*skipset.gaps(skipset.whole(units))]
+    gone = set(skipset.whole(units))
+    gaps += [[u] for u in units if not isinstance(u, int) and u[0] + 1 not in gone]  # behind a half
     with Llama(os.fspath(model_path), dry_run=True, verbose=False) as llm:
         n_embd = llm.n_embd()
     found = 0.0
-    for gap in skipset.gaps(skipset.whole(skipset.parse_layers(layers))):
+    for gap in gaps:
         rank = largest_rank(n_embd, sum(sizes[il] for il in gap))
         found += n_bytes_of_linear(n_embd, rank)
     return found / MIB

@@ -114,6 +114,11 @@ class Score:
     metric = "kld+surprisal"
 
     @property
+    def heals(self) -> bool:
+        """Whether maps stood in the gaps; factors stood there in scores of older programs."""
+        return isinstance(self.settings.get("heal"), dict)
+
+    @property
     def alone(self) -> list[BlockScore]:
         """Blocks and halves, each block before its halves."""
         return sorted([*self.blocks, *self.halves], key=lambda block: block.block)

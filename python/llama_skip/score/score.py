@@ -173,6 +173,14 @@ def score_model(
             return _measure(llm, model_path, judged, score, runner, output, bar, on_window)
 
 
+def check_text(score: Score, text: StrPath | None) -> None:
+    """Raise ValueError where a score was made on a file's text and `text` is none, or the other way round."""
+    if text is None and score.text.source == "file":
+        raise ValueError(f"the score was made on a text, {score.text.name}: name it with -f")
+    if text is not None and score.text.source != "file":
+        raise ValueError("the score was made on the model's own writing, not on a text")
+
+
 def score_tokens(llm: Llama, score: Score, text: StrPath | None, *, show_progress: bool = False) -> list[int]:
     """Return the tokens that a score was made on.
 
@@ -183,9 +191,10 @@ def score_tokens(llm: Llama, score: Score, text: StrPath | None, *, show_progres
         show_progress: show a bar while the model writes.
 
     Raises:
-        ValueError: another text.
+        ValueError: another text. What a model writes can differ from device to device, and is taken as it is.
         OSError: a file that cannot be read.
     """
+    check_text(score, text)
     n_ctx, n_windows = score.text.n_ctx, score.text.n_windows
     tokens, info = read_text(
         llm,
@@ -196,7 +205,7 @@ def score_tokens(llm: Llama, score: Score, text: StrPath | None, *, show_progres
         seed=SEED,
         show_progress=show_progress,
     )
-    if info.sha256 != score.text.sha256:
+    if text is not None and info.sha256 != score.text.sha256:
         raise ValueError(f"the score was made on another text, {score.text.name}: name it with -f")
     return tokens
 
