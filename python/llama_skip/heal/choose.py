@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from llama_skip import skipset
 from llama_skip.files.identity import block_bytes
@@ -29,15 +28,13 @@ from llama_skip.progress import Log, progress
 from llama_skip.score.file import Score
 from llama_skip.score.healing_runner import HealingRunner
 from llama_skip.score.score import check_text, score_tokens
-from llama_skip.score.search import Z
+from llama_skip.score.search import Floats, may_win
 from llama_skip.score.sizes import weights
 
 MOST_GAPS = 4  # of a proposal
 N_FINALISTS = 3  # sets that are healed
 N_ROUNDS = 4  # times that a better neighbour is looked for
 DEAR = 4.0  # a block that alone costs so many times what the middle one does is in no proposal
-Floats = npt.NDArray[np.float64]
-
 FORMAT = Format("llama-skip-choice", version=1)  # of what is kept of a stopped run
 
 
@@ -317,7 +314,7 @@ class Race:
         self.raced.update(alive)
         for i in range(len(self.windows)):
             self._measure(alive, i)
-            alive = self._alive([blocks for blocks in alive if blocks in self.found], i + 1)
+            alive = may_win({blocks: self._kld(blocks, i + 1) for blocks in alive if blocks in self.found})
             self.on_window()
             if len(alive) == 1:
                 break
@@ -356,15 +353,6 @@ class Race:
                     self.found.setdefault(blocks, []).append(scored(logits, window, trace.logits))
                 except ValueError:
                     self.found.pop(blocks, None)
-
-    def _alive(self, sets: Sequence[Blocks], n: int) -> list[Blocks]:
-        klds = {blocks: self._kld(blocks, n) for blocks in sets}
-        best = min(klds.values(), key=lambda kld: float(kld.mean()))
-
-        def may_win(worse: Floats) -> bool:
-            return bool(worse.mean() <= Z * worse.std() / np.sqrt(worse.size))
-
-        return [blocks for blocks, kld in klds.items() if may_win(kld - best)]
 
     def _kld(self, blocks: Blocks, n: int) -> Floats:
         return np.concatenate([piece.kld for piece in self.found[blocks][:n]])

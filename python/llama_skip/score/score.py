@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llama_skip.errors import ArgumentError, at_least
-from llama_skip.files.identity import block_bytes, identify
+from llama_skip.files.identity import TextInfo, block_bytes, identify
 from llama_skip.files.store import StrPath, check_writable
 from llama_skip.llama.llama import Llama
 from llama_skip.measure import splits
@@ -119,16 +119,7 @@ def score_model(
         raise ArgumentError("n_path", f"{n_path} of {model.n_layer}; at least one has to go, and one to stay")
     options = {**DEFAULTS, **options}
     with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **options) as llm:
-        n_windows = n_tokens // n_ctx
-        tokens, info = read_text(
-            llm,
-            text,
-            n_ctx=n_ctx,
-            n_windows=n_windows,
-            n_written=n_windows,
-            seed=SEED,
-            show_progress=show_progress,
-        )
+        tokens, info = _text(llm, text, n_ctx, n_tokens // n_ctx, show_progress)
         if heal and info.n_windows < splits.LEAST:
             raise ValueError(
                 f"{info.name}: {info.n_windows} windows of {n_ctx} tokens; fit, choose and judge on three"
@@ -173,6 +164,20 @@ def score_model(
             return _measure(llm, model_path, judged, score, runner, output, bar, on_window)
 
 
+def _text(
+    llm: Llama, text: StrPath | None, n_ctx: int, n_windows: int, show_progress: bool
+) -> tuple[list[int], TextInfo]:
+    return read_text(
+        llm,
+        text,
+        n_ctx=n_ctx,
+        n_windows=n_windows,
+        n_written=n_windows,
+        seed=SEED,
+        show_progress=show_progress,
+    )
+
+
 def check_text(score: Score, text: StrPath | None) -> None:
     """Raise ValueError where a score was made on a file's text and `text` is none, or the other way round."""
     if text is None and score.text.source == "file":
@@ -195,16 +200,7 @@ def score_tokens(llm: Llama, score: Score, text: StrPath | None, *, show_progres
         OSError: a file that cannot be read.
     """
     check_text(score, text)
-    n_ctx, n_windows = score.text.n_ctx, score.text.n_windows
-    tokens, info = read_text(
-        llm,
-        text,
-        n_ctx=n_ctx,
-        n_windows=n_windows,
-        n_written=n_windows,
-        seed=SEED,
-        show_progress=show_progress,
-    )
+    tokens, info = _text(llm, text, score.text.n_ctx, score.text.n_windows, show_progress)
     if text is not None and info.sha256 != score.text.sha256:
         raise ValueError(f"the score was made on another text, {score.text.name}: name it with -f")
     return tokens

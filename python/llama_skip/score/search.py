@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,14 @@ FIRST = 8  # one in so many windows is measured before blocks alone retire that 
 LOSS = "kld+surprisal"
 
 Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
+
+
+def may_win(losses: Mapping[T, Floats]) -> list[T]:
+    """Return what does not lose more than the best one by more than chance, of losses on the same tokens."""
+    best = min(losses.values(), key=lambda loss: float(loss.mean()))
+    worse = {name: loss - best for name, loss in losses.items()}
+    return [name for name, w in worse.items() if w.mean() <= Z * w.std() / np.sqrt(w.size)]
 
 
 @dataclass
@@ -95,14 +104,7 @@ class Sweep:
 
     def first(self) -> list[Unit]:
         """Return the candidates that do not lose more than the best one by more than chance."""
-        losses = {unit: self.losses(unit) for unit in self.alive}
-        best = min(losses.values(), key=lambda loss: float(loss.mean()))
-
-        def may_win(loss: Floats) -> bool:
-            worse = loss - best
-            return bool(worse.mean() <= Z * worse.std() / np.sqrt(worse.size))
-
-        return [unit for unit, loss in losses.items() if may_win(loss)]
+        return may_win({unit: self.losses(unit) for unit in self.alive})
 
     def best(self) -> Unit:
         """Return the one of those with the lowest perplexity, of the whole blocks first if asked to."""
