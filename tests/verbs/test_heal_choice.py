@@ -20,6 +20,7 @@ from llama_skip.heal.choose import choose_blocks, plan_healed
 from llama_skip.measure import splits
 from llama_skip.measure.candidates import text_windows
 from llama_skip.measure.divergence import scored as measured_on
+from llama_skip.model.loaded import Trace
 from llama_skip.plan.choose import bypass_mib, fits, plan_blocks, plan_memory
 from llama_skip.plan.file import read_plan
 from llama_skip.score.file import Score, write_score
@@ -180,6 +181,30 @@ def test_what_is_refused_before_any_work(score: Score, model: Path, text: Path, 
         done = subprocess.run([*COMMAND, *map(str, words)], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode != 0 and re.search(message, done.stderr), done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["score.json"]
+
+
+class Told:
+    """A runner that gives what it is told to: the logits of the first of four tokens without each set."""
+
+    def trace(self, window: list[int], out: list[int]) -> Trace:
+        return Trace([], np.empty((0, 0, 0), np.float32), np.zeros((3, 4), np.float32))
+
+    def among(self, window: list[int], out: tuple[int, ...], trace: Trace) -> np.ndarray:
+        if out == (9,):
+            raise ValueError("refused")
+        rows = np.zeros((3, 4), np.float32)
+        rows[:, 0] = sum(out) + np.arange(3) / 100
+        return rows
+
+
+def test_finalists_are_measured_to_the_end() -> None:
+    """Those that retired early too; a set that the model refuses is in no race."""
+    found: dict[gaps.Blocks, list[Any]] = {}
+    race = choose.Race(Told(), [[1] * 8] * 5, found, lambda: None)  # type: ignore[arg-type]
+    assert race.best([(4,), (1,), (3,), (9,), (2,)]) == (1,)
+    assert {blocks: len(pieces) for blocks, pieces in found.items()} == {(i,): 1 for i in (1, 2, 3, 4)}
+    assert race.order((1,)) == [(1,), (2,), (3,), (4,)]
+    assert [len(found[i,]) for i in (1, 2, 3, 4)] == [5, 5, 5, 1]
 
 
 def test_all_of_the_text_is_healed_on(score: Score, text: Path) -> None:
