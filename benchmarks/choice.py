@@ -192,6 +192,12 @@ def judge(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     return list(compare(model, score, found, tokens, n_ctx=args.ctx_size, n_threads=args.threads))
 
 
+def choosing_text(args: argparse.Namespace) -> bytes:
+    """Return the calibration text; of one that judges too, its first half."""
+    text = bytes(args.file.read_bytes())
+    return text if args.judge else text[: len(text) - len(judging_text(args))]
+
+
 def judging_text(args: argparse.Namespace) -> bytes:
     """Return the text that --judge names, or the second half of the calibration text's file."""
     if args.judge:

@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py MODEL... [-f TEXT] [--judge TEXT] [-d FOLDER] [--quant TYPE ...]
 
-Blocks are chosen on the first --tokens of TEXT, as in choice.py, gaps are fitted on its first --heal-tokens,
-and all is judged on another text, on the model's own writing and on source code, Python's own. "plan --heal"
-is what `llama-skip plan --heal` chooses and fits on --heal-tokens. A gap is filled with
+Blocks are chosen on the first --tokens of TEXT, as in choice.py, gaps are fitted on --heal-tokens from all
+over it, and all is judged on another text, on own writing and on source code, Python's own. "plan --heal"
+is what `llama-skip plan --heal` fits on --heal-tokens, chosen on --heal-score-tokens. A gap is filled with
 
     identity    nothing
     norm ratio  the mean ratio of the norms behind and before it (Prune&Comp)
@@ -30,7 +30,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from itertools import islice
@@ -50,7 +50,8 @@ from llama_skip.eval.file import EvalRow, Evaluation
 from llama_skip.files.identity import block_bytes, identify
 from llama_skip.heal.choose import plan_healed
 from llama_skip.heal.heal import OWN_WRITING, heal_plan
-from llama_skip.heal.healer import Healer, Trial
+from llama_skip.heal.healer import Healer
+from llama_skip.heal.trials import Trial
 from llama_skip.measure.candidates import text_windows
 from llama_skip.measure.text import read_text
 from llama_skip.model.processors import n_processors
@@ -60,7 +61,7 @@ from llama_skip.plan.found import Found
 from llama_skip.progress import progress
 from llama_skip.score.file import share_of_blocks
 from llama_skip.score.score import score_model
-from llama_skip.skipset import gaps, ranges_text
+from llama_skip.skipset import Unit, gaps, ranges_text
 
 TEXTS = ("judging", "own writing", "source code")
 MODULES = ("argparse", "ast", "dataclasses", "difflib", "inspect", "tarfile", "typing", "zipfile")  # its text
@@ -93,8 +94,8 @@ class FullMap:
 class Scales(Healer):
     """Heals with a factor at most."""
 
-    def _first(self, gap: range, sums: Sums, fits: LinearFits) -> Iterator[Trial]:
-        return islice(super()._first(gap, sums, fits), 2)
+    def _first(self, units: Sequence[Unit], gap: range, sums: Sums, fits: LinearFits) -> Iterator[Trial]:
+        return islice(super()._first(units, gap, sums, fits), 2)
 
 
 def baseline(model: Path, fill: str, blocks: list[int], args: argparse.Namespace) -> Plan:
@@ -104,17 +105,18 @@ def baseline(model: Path, fill: str, blocks: list[int], args: argparse.Namespace
         return plan
     with Llama(model, n_ctx=args.ctx_size, hidden_states=True, verbose=False, **options(args)) as llm:
         n_windows = args.heal_tokens // args.ctx_size
-        tokens, _ = read_text(llm, args.file, n_ctx=args.ctx_size, n_windows=n_windows)
+        tokens, _ = read_text(llm, args.file, n_ctx=args.ctx_size, n_windows=n_windows, spread=True)
         windows = text_windows(llm, tokens, args.ctx_size)
         with progress(len(gaps(blocks)) * len(windows)) as bar, TemporaryDirectory() as folder:
             bar.say(f"{fill} at {ranges_text(blocks)}")
-            healer = Scales(llm, [windows], blocks, block_bytes(model), None, Path(folder), bar)
+            sizes = dict(enumerate(block_bytes(model)))
+            healer = Scales(llm, [windows], [(blocks, gaps(blocks))], sizes, None, Path(folder), bar)
             for gap in gaps(blocks):
                 if fill == "scale":
-                    plan, _ = healer.heal(plan, gap)
+                    plan, _ = healer.heal(plan, blocks, gap)
                     continue
                 ratios, full = [], FullMap(llm.n_embd())
-                for x, t in healer.streams(plan, gap):
+                for x, t in healer.streams(plan, blocks, gap):
                     if fill == "full map":
                         full.add(x.astype(np.float64), t.astype(np.float64))
                     else:
@@ -159,7 +161,7 @@ def healing_plan(model: Path, share: float, args: argparse.Namespace) -> Path:
     score = score_model(
         model,
         output=args.folder / f"{model.stem}.heal.score.json",
-        n_tokens=args.heal_tokens,
+        n_tokens=args.heal_score_tokens,
         n_ctx=args.ctx_size,
         n_path=share_of_blocks(choice.SHARES[-1], identify(model).n_layer),
         heal=True,
@@ -170,6 +172,7 @@ def healing_plan(model: Path, share: float, args: argparse.Namespace) -> Path:
         score,
         plan_blocks(score, fraction=share),
         output=path,
+        n_tokens=args.heal_tokens,
         own_writing=args.own_writing,
         log=lambda line: print(line, file=sys.stderr),
         **healing,
@@ -194,15 +197,13 @@ def options(args: argparse.Namespace) -> dict[str, int]:
 def texts(model: Path, args: argparse.Namespace) -> dict[str, Path]:
     """Return the files to judge on, which are made if they are not there."""
     found = {
-        "judging": args.folder / "judging.txt",
+        "judging": args.judge,
         "own writing": args.folder / f"{model.stem}.own-writing.txt",
         "source code": args.folder / "source-code.txt",
     }
     if not found["source code"].exists():
         files = (Path(str(import_module(name).__file__)) for name in MODULES)
         found["source code"].write_bytes(b"\n".join(file.read_bytes() for file in files))
-    if not found["judging"].exists():
-        found["judging"].write_bytes(choice.judging_text(args))
     if not found["own writing"].exists():
         n_windows = args.judge_tokens // args.ctx_size + 1  # cut anew, text can be a few tokens shorter
         with Llama(model, n_ctx=args.ctx_size, verbose=False, **options(args)) as llm:
@@ -337,6 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--shares", nargs="+", type=float, default=list(choice.SHARES))
     add("--tokens", type=int, default=4096, metavar="N", help="to choose blocks on (default: 4096)")
     add("--heal-tokens", type=int, default=32768, metavar="N", help="to fit on (default: 32768)")
+    add("--heal-score-tokens", type=int, default=16384, metavar="N", help="default: 16384")
     add("--own-writing", type=float, default=OWN_WRITING, metavar="SHARE", help="of the tokens healed on")
     add("--judge-tokens", type=int, default=8192, metavar="N", help="to judge on (default: 8192)")
     add("-c", "--ctx-size", type=int, default=512, metavar="N")
@@ -350,6 +352,10 @@ def main(argv: list[str] | None = None) -> int:
     if min(args.tokens, args.heal_tokens // 2, args.judge_tokens) < args.ctx_size:
         parser.error("--tokens and --judge-tokens have to be at least a window, --heal-tokens two")
     args.file = Path(args.file)
+    halves = {"choosing": choice.choosing_text(args), "judging": choice.judging_text(args)}
+    for name, content in halves.items():
+        (args.folder / f"{name}.txt").write_bytes(content)
+    args.file, args.judge = (args.folder / f"{name}.txt" for name in halves)
     found = {model.name: list(rows(model, args)) for model in args.models}
     if args.json:
         print(json.dumps(found, indent=1))

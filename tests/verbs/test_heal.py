@@ -19,6 +19,7 @@ from llama_skip.heal import healer
 from llama_skip.measure.candidates import text_windows
 from llama_skip.measure.divergence import kl_divergence
 from llama_skip.measure.splits import held_out
+from llama_skip.measure.text import read_text
 from llama_skip.plan.annotate import plan_entries
 from llama_skip.plan.file import Plan, is_gguf, read_plan, write_plan
 from support.shared.scores import N_BLOCKS, N_CTX, N_WINDOWS, OPTIONS, model, text
@@ -41,9 +42,10 @@ def healed(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-def windows_of(model: Path, text: Path) -> list[list[int]]:
+def windows_of(model: Path, text: Path, n: int = N_WINDOWS) -> list[list[int]]:
     with Llama(model, vocab_only=True, verbose=False) as llm:
-        return text_windows(llm, llm.tokenize(text.read_bytes())[: N_CTX * N_WINDOWS], N_CTX)
+        tokens, _ = read_text(llm, text, n_ctx=N_CTX, n_windows=n, spread=True)
+        return text_windows(llm, tokens, N_CTX)
 
 
 def test_every_choice_is_the_least_of_its_trials(healed: Path, model: Path, text: Path) -> None:
@@ -124,11 +126,12 @@ def test_the_streams_are_those_of_the_models(model: Path, text: Path, tmp_path: 
     blocks = [0, 2, 3, 5]
     bar = healing.progress(0, shown=False)
     with bar as shown:
-        work = healer.Healer(llm, [windows], blocks, dict.fromkeys(range(N_BLOCKS), 0), None, tmp_path, shown)
+        sets = [(blocks, skipset.gaps(blocks))]
+        work = healer.Healer(llm, [windows], sets, dict.fromkeys(range(N_BLOCKS), 0), None, tmp_path, shown)
         done = healed_plan(model, text, skip_layers="0")
         done = replace(done, skip_layers=LAYERS)
-        pairs = list(work.streams(done, range(2, 4)))
-    assert len(pairs) == len(work.fitted_on) == len(windows) - len(work.held_out)
+        pairs = list(work.streams(done, blocks, range(2, 4)))
+    assert len(pairs) == len(work.fitted_on) == len(windows) - len(work.race.windows)
     path = tmp_path / "first.gguf"
     write_plan(path, replace(done, skip_layers="0,2-3"))
     layers = f"@{path}"
@@ -145,8 +148,8 @@ def test_sums_do_not_depend_on_the_gap_at_the_end(model: Path, text: Path, tmp_p
     windows = windows_of(model, text)
     fresh = Plan(healing.identify(model), "5")
     with healing.progress(0, shown=False) as shown:
-        work = healer.Healer(llm, [windows], [5], {5: 0}, None, tmp_path, shown)
-        x, t = next(work.streams(fresh, range(5, 6)))
+        work = healer.Healer(llm, [windows], [([5], [range(5, 6)])], {5: 0}, None, tmp_path, shown)
+        x, t = next(work.streams(fresh, [5], range(5, 6)))
     llm.set_mask(None)
     states = llm.hidden_states(work.fitted_on[0])
     assert np.array_equal(x, states.inputs[5]) and np.array_equal(t, states.outputs[5])
@@ -240,9 +243,9 @@ def test_own_writing_beside_a_text(
     file, own = plan.found.heal.texts
     assert (file.source, file.n_windows) == ("file", N_WINDOWS - 2)
     assert (own.source, own.n_windows) == ("self", 2)
-    windows = windows_of(model, text)[: N_WINDOWS - 2]
-    assert seen[0].held_out[0] == windows[-1] and seen[0].fitted_on[:-1] == windows[:-1]
-    assert len(seen[0].held_out) == 2 and len(seen[0].fitted_on) == N_WINDOWS - 2
+    windows = windows_of(model, text, N_WINDOWS - 2)
+    assert seen[0].race.windows[0] == windows[-1] and seen[0].fitted_on[:-1] == windows[:-1]
+    assert len(seen[0].race.windows) == 2 and len(seen[0].fitted_on) == N_WINDOWS - 2
     # of a text that is short there is less of it
     plan = healed_plan(model, text, skip_layers="5", n_tokens=100 * N_CTX, own_writing=0.25)
     file, own = plan.found.heal.texts

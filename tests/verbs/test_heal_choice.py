@@ -20,6 +20,7 @@ from llama_skip.heal.choose import choose_blocks, plan_healed
 from llama_skip.measure import splits
 from llama_skip.measure.candidates import text_windows
 from llama_skip.measure.divergence import scored as measured_on
+from llama_skip.measure.text import read_text
 from llama_skip.model.loaded import Trace
 from llama_skip.plan.choose import bypass_mib, fits, plan_blocks, plan_memory
 from llama_skip.plan.file import read_plan
@@ -70,7 +71,8 @@ def test_the_best_of_the_sets_is_found(
     blocks, tried = choose_blocks(model, score, [s.block for s in score.path[:2]], text=text, **OPTIONS)
     assert tried[0]["skip_layers"] == skipset.ranges_text(blocks) and len(tried) > 3
     llm = make(model, n_ctx=N_CTX, n_batch=N_CTX, hidden_states=True)
-    windows = text_windows(llm, llm.tokenize(text.read_bytes())[: N_CTX * N_WINDOWS], N_CTX)
+    tokens, _ = read_text(llm, text, n_ctx=N_CTX, n_windows=N_WINDOWS, spread=True)
+    windows = text_windows(llm, tokens, N_CTX)
     runner = HealingRunner(llm, windows, about=identify(model), sizes=block_bytes(model), folder=tmp_path)
     chosen = [windows[i] for i in splits.chosen_on(windows)]
 

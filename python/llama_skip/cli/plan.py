@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tokens",
         metavar="N",
         type=int,
-        help=f"tokens of TEXT to score on, and with --heal to choose and fit on (default: {N_TOKENS}, "
-        f"{N_HEALED} with --heal)",
+        help="tokens of TEXT to score on where there is no score, and with --heal to fit on (default: "
+        f"{N_TOKENS}, {N_HEALED} with --heal)",
     )
     add_halves(parser)
     add("--also", metavar="FILE", action="append", default=[], help="with --vram: another quantization")
@@ -233,6 +233,7 @@ def _healed(plan: Plan, model: str, score: Score, args: argparse.Namespace, opti
         plan,
         text=args.file,
         output=args.output,
+        n_tokens=args.tokens or 0,
         memory=_given(args, options),
         show_progress=True,
         log=_say,

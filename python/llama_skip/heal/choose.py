@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from llama_skip import skipset
-from llama_skip.files.identity import block_bytes
+from llama_skip.files.identity import block_bytes, identify
 from llama_skip.files.store import Format, StrPath, part_path, read_json, write_json
 from llama_skip.heal.gaps import Blocks, cheapest, costs_of_gaps, neighbours
-from llama_skip.heal.heal import OWN_WRITING, heal_plan
+from llama_skip.heal.heal import OWN_WRITING, heal_sets, unhealed
 from llama_skip.llama.llama import Llama
 from llama_skip.measure.candidates import from_json, text_windows, to_json
 from llama_skip.measure.divergence import Scored, scored, summary
@@ -162,6 +162,7 @@ def plan_healed(
     *,
     text: StrPath | None = None,
     output: StrPath,
+    n_tokens: int = 0,
     own_writing: float = OWN_WRITING,
     memory: Mapping[str, Any] = MappingProxyType({}),
     show_progress: bool = False,
@@ -181,6 +182,7 @@ def plan_healed(
         text: that of the score.
         output: the plan file to write. What is measured is kept beside it, and the same call goes on.
         memory: arguments of `Llama` that a plan for some memory was made with.
+        n_tokens: tokens to heal on, where that is more than the score's text and own writing beside it.
         own_writing, show_progress, log, options: as for heal_plan().
 
     Returns:
@@ -221,25 +223,23 @@ def plan_healed(
     elif text is not None:
         with Llama(model_path, vocab_only=True, verbose=False) as llm:
             score_tokens(llm, score, text)  # raises where it is another text
-    healed: list[Plan] = []
-    for i, layers in enumerate(finalists):
-        log(f"healing {layers}")
-        path = Path(f"{os.fspath(output)}.{i}")
-        healed.append(
-            heal_plan(
-                model_path,
-                plan=replace(plan, skip_layers=layers, skip_scale=""),
-                text=text,
-                output=path,
-                n_tokens=_n_tokens(score, text, own_writing),
-                own_writing=own_writing,
-                n_ctx=score.text.n_ctx,
-                show_progress=show_progress,
-                log=log,
-                **options,
-            )
-        )
-        path.replace(part_path(path))  # where the same call finds it again
+    about = identify(model_path)
+    parts = [part_path(f"{os.fspath(output)}.{i}") for i in range(len(finalists))]
+    healed = heal_sets(
+        model_path,
+        [
+            unhealed(about, replace(plan, skip_layers=layers, skip_scale=""), None, log)
+            for layers in finalists
+        ],
+        parts,
+        text=text,
+        n_tokens=max(n_tokens, _n_tokens(score, text, own_writing)),
+        own_writing=own_writing,
+        n_ctx=score.text.n_ctx,
+        show_progress=show_progress,
+        log=log,
+        **options,
+    )
     made = min(healed, key=lambda plan: plan.found.kld or 0.0)
     assert made.found.heal is not None
     units = skipset.parse_layers(made.skip_layers)
@@ -256,7 +256,7 @@ def plan_healed(
     if plan.runtime and "vram" in target:
         made = replace(made, runtime={**plan.runtime, "memory": memory_of(model_path, output, **memory)})
         write_plan(output, made)
-    for done in (keep, *(part_path(f"{os.fspath(output)}.{i}") for i in range(len(finalists)))):
+    for done in (keep, *parts):
         done.unlink(missing_ok=True)
     return made
 

@@ -13,7 +13,9 @@ from llama_skip.errors import ArgumentError, at_least
 from llama_skip.files.identity import Identity, TextInfo, block_bytes, check_same, half_bytes, identify
 from llama_skip.files.store import StrPath, check_writable, part_path
 from llama_skip.heal import healer
-from llama_skip.heal.healer import Healer, Trial
+from llama_skip.heal.healer import Healer
+from llama_skip.heal.masked import gaps_of
+from llama_skip.heal.trials import Trial
 from llama_skip.llama.llama import Llama
 from llama_skip.measure.candidates import text_windows
 from llama_skip.measure.splits import held_out
@@ -88,35 +90,83 @@ def heal_plan(
         at_least(1, rank=rank)
     if output is not None:
         check_writable(output)
-    fresh = _unhealed(identify(model_path), plan, skip_layers, log)
-    units, _ = skipset.resolve(model_path, fresh.skip_layers or "none", "")
-    gaps = healer.gaps_of(units)
-    if not gaps:
-        raise ValueError("nothing is left out, there is no gap to heal")
-    fresh = replace(fresh, skip_layers=skipset.ranges_text(units))
-    with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **{**DEFAULTS, **options}) as llm:
-        windows, infos = _texts(llm, text, n_ctx, n_tokens // n_ctx, own_writing, show_progress)
-        fresh = _with_healing(fresh, Healing(infos, rank, list(healer.RIDGES)))
-        n_held = sum(len(held_out(of_text)) for of_text in windows)
-        n_steps = len(gaps) * (sum(map(len, windows)) - n_held + healer.N_TRIALS * n_held)
-        with progress(n_steps, shown=show_progress) as bar, TemporaryDirectory() as folder:
-            sizes: dict[skipset.Unit, int] = {il: n for il, n in enumerate(block_bytes(model_path))}
-            sizes.update({half: n for half, n in half_bytes(model_path).items()})
-            work = Healer(llm, windows, units, sizes, rank, Path(folder), bar)
-            healed = _begun(fresh, output)
-            done = len(_healing(healed).gaps)
-            bar.step(n_steps * done // len(gaps))
-            for gap in gaps[done:]:
-                bar.say(_place(gap))
-                healed, tried = work.heal(healed, gap)
-                healed = _recorded(healed, gap, tried)
-                log(_line(gap, tried))
-                if output is not None:
-                    write_plan(part_path(output), healed)
+    part = None if output is None else part_path(output)
+    fresh = unhealed(identify(model_path), plan, skip_layers, log)
+    (healed,) = heal_sets(
+        model_path,
+        [fresh],
+        [part],
+        text=text,
+        rank=rank,
+        n_tokens=n_tokens,
+        own_writing=own_writing,
+        n_ctx=n_ctx,
+        show_progress=show_progress,
+        log=log,
+        **options,
+    )
     if output is not None:
         write_plan(output, healed)
         part_path(output).unlink()
     return healed
+
+
+def heal_sets(
+    model_path: StrPath,
+    plans: Sequence[Plan],
+    parts: Sequence[Path | None],
+    *,
+    text: StrPath | None,
+    rank: int | None = None,
+    n_tokens: int,
+    own_writing: float,
+    n_ctx: int,
+    show_progress: bool,
+    log: Log,
+    **options: Any,
+) -> list[Plan]:
+    """Heal the sets of several plans as heal_plan() does, with one look at the full model.
+
+    Args:
+        model_path: the GGUF file.
+        plans: those of unhealed().
+        parts: files that keep what is done of each after each gap, which the same call goes on from; None:
+            it is not kept. They stay.
+        text, rank, n_tokens, own_writing, n_ctx, show_progress, log, options: as for heal_plan().
+
+    Raises:
+        ValueError, RuntimeError, OSError, llama_skip.ModelLoadError: as by heal_plan().
+    """
+    sets = [skipset.resolve(model_path, plan.skip_layers or "none", "")[0] for plan in plans]
+    if not all(sets):
+        raise ValueError("nothing is left out, there is no gap to heal")
+    with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **{**DEFAULTS, **options}) as llm:
+        windows, infos = _texts(llm, text, n_ctx, n_tokens // n_ctx, own_writing, show_progress)
+        begun: list[Plan] = []
+        to_do: list[list[range]] = []
+        for plan, units, part in zip(plans, sets, parts, strict=True):
+            fresh = replace(plan, skip_layers=skipset.ranges_text(units))
+            begun.append(_begun(_with_healing(fresh, Healing(infos, rank, list(healer.RIDGES))), part))
+            to_do.append(gaps_of(units)[len(_healing(begun[-1]).gaps) :])
+        n_held = sum(len(held_out(of_text)) for of_text in windows)
+        n_fitted = sum(map(len, windows)) - n_held
+        n_gaps = sum(map(len, to_do))
+        n_steps = n_fitted * (1 + n_gaps - sum(map(bool, to_do))) + healer.N_TRIALS * n_held * n_gaps
+        with progress(n_steps, shown=show_progress) as bar, TemporaryDirectory() as folder:
+            sizes: dict[skipset.Unit, int] = {il: n for il, n in enumerate(block_bytes(model_path))}
+            sizes.update({half: n for half, n in half_bytes(model_path).items()})
+            work = Healer(llm, windows, list(zip(sets, to_do, strict=True)), sizes, rank, Path(folder), bar)
+            for i, (units, part) in enumerate(zip(sets, parts, strict=True)):
+                if len(plans) > 1 and to_do[i]:
+                    log(f"healing {begun[i].skip_layers}")
+                for gap in to_do[i]:
+                    bar.say(_place(gap))
+                    begun[i], tried = work.heal(begun[i], units, gap)
+                    begun[i] = _recorded(begun[i], gap, tried)
+                    log(_line(gap, tried))
+                    if part is not None:
+                        write_plan(part, begun[i])
+    return begun
 
 
 def _texts(
@@ -128,7 +178,14 @@ def _texts(
 
     def add(path: StrPath | None, n: int) -> None:
         tokens, info = read_text(
-            llm, path, n_ctx=n_ctx, n_windows=n, n_written=n, seed=SEED, show_progress=show_progress
+            llm,
+            path,
+            n_ctx=n_ctx,
+            n_windows=n,
+            n_written=n,
+            spread=True,
+            seed=SEED,
+            show_progress=show_progress,
         )
         windows.append(text_windows(llm, tokens, n_ctx))
         infos.append(info)
@@ -146,7 +203,7 @@ def _texts(
     return windows, infos
 
 
-def _unhealed(
+def unhealed(
     about: Identity, plan: Plan | StrPath | None, skip_layers: skipset.Layers | None, log: Log
 ) -> Plan:
     """Return what is to be healed: a set, without what stands in its gaps."""
@@ -163,11 +220,11 @@ def _unhealed(
     return Plan(about, chosen.skip_layers, disk_layers=chosen.disk_layers, found=Found(method + HEALED))
 
 
-def _begun(fresh: Plan, output: StrPath | None) -> Plan:
-    """Return what was begun for `output` with the same blocks, text and settings, else `fresh`."""
-    if output is None or not part_path(output).exists():
+def _begun(fresh: Plan, part: Path | None) -> Plan:
+    """Return what was begun in a file with the same blocks, text and settings, else `fresh`."""
+    if part is None or not part.exists():
         return fresh
-    found = read_plan(part_path(output))
+    found = read_plan(part)
     same = found.model == fresh.model and found.skip_layers == fresh.skip_layers
     same = same and found.found.heal is not None and replace(found.found.heal, gaps=[]) == fresh.found.heal
     return found if same else fresh

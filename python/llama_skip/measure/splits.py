@@ -1,6 +1,7 @@
 """Which windows of a text choose blocks, which judge what stands in gaps, and which are fitted on.
 
-Each has a stretch of its own: windows next to those of a fit are on the same subject, and flatter it.
+Each has a stretch of its own: windows next to those of a fit are on the same subject, and flatter it. As
+shares of the text these are the same however many windows are taken from all over it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ LEAST = 3
 def held_out(windows: Sequence[object]) -> range:
     """Return which windows are not fitted on: the last ones."""
     n = len(windows)
-    return range(n - max(n // OF, 1), n)
+    return range(min(-(-n * (OF - 1) // OF), n - 1), n)
 
 
 def chosen_on(windows: Sequence[object]) -> range:
     """Return which windows choose blocks that heal: those before, of at least LEAST in all."""
-    end = held_out(windows).start
-    return range(end - max(len(windows) // OF, 1), end)
+    n = len(windows)
+    end = min(n * (OF - 1) // OF, held_out(windows).start)
+    return range(min(-(-n * (OF - 2) // OF), end - 1), end)
 
 
 def fitted_on(windows: Sequence[T], most: int) -> list[T]:

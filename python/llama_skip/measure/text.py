@@ -14,6 +14,7 @@ from llama_skip.llama.llama import Llama
 from llama_skip.measure.own_writing import N_WINDOWS, own_writing, own_writing_steps
 from llama_skip.progress import progress
 
+SPREAD = 4 << 20  # bytes of a file that windows are spread over, or more where they need more
 SEED = 4321  # not the text that a score calibrates on: what was chosen by it is judged here
 
 
@@ -24,10 +25,11 @@ def read_text(
     n_ctx: int,
     n_windows: int,
     n_written: int = N_WINDOWS,
+    spread: bool = False,
     seed: int = SEED,
     show_progress: bool = False,
 ) -> tuple[list[int], TextInfo]:
-    """Return the first windows of a text file, or of what the model itself writes, and where they are from.
+    """Return windows of a text file, the first ones, or of what the model itself writes, and their origin.
 
     Args:
         llm: the full model, with a context of n_ctx tokens.
@@ -35,6 +37,8 @@ def read_text(
         n_ctx: tokens in a window.
         n_windows: windows at most; 0: all of the file.
         n_written: windows of the model's own writing.
+        spread: take windows from all over the file, of which at most the first 4 MiB or so are read, since
+            windows next to each other are on the same subject.
         seed: of that writing.
         show_progress: show a bar while the model writes.
 
@@ -48,16 +52,18 @@ def read_text(
             bar.say("writing the text")
             written = own_writing(llm, n_ctx, bar, n_written, seed=seed)
         return written.tokens, text_info(written.tokens, n_ctx, "self", written.source)
+    least = n_windows * n_ctx * 16  # no tokenizer averages 16 bytes a token on a text
     with Path(path).open("rb") as file:
-        # no tokenizer averages 16 bytes a token on a text
-        tokens = llm.tokenize(file.read(n_windows * n_ctx * 16 or -1))
+        tokens = llm.tokenize(file.read(max(least, SPREAD) if spread and least else least or -1))
     if len(tokens) < n_ctx:
         raise ValueError(
             f"{path}: {len(tokens)} tokens do not fill a window of {n_ctx}: "
             "give a longer text or a smaller context (-c)"
         )
-    n_used = min(n_windows or len(tokens), len(tokens) // n_ctx)
-    used = tokens[: n_used * n_ctx]
+    n_all = len(tokens) // n_ctx
+    n_used = min(n_windows or n_all, n_all)
+    first = (i * n_all // n_used if spread else i for i in range(n_used))
+    used = [token for i in first for token in tokens[i * n_ctx : (i + 1) * n_ctx]]
     return used, text_info(used, n_ctx, "file", Path(path).name)
 
 

@@ -119,7 +119,7 @@ def score_model(
         raise ArgumentError("n_path", f"{n_path} of {model.n_layer}; at least one has to go, and one to stay")
     options = {**DEFAULTS, **options}
     with Llama(model_path, n_ctx=n_ctx, hidden_states=True, **options) as llm:
-        tokens, info = _text(llm, text, n_ctx, n_tokens // n_ctx, show_progress)
+        tokens, info = _text(llm, text, n_ctx, n_tokens // n_ctx, heal, show_progress)
         if heal and info.n_windows < splits.LEAST:
             raise ValueError(
                 f"{info.name}: {info.n_windows} windows of {n_ctx} tokens; fit, choose and judge on three"
@@ -165,7 +165,7 @@ def score_model(
 
 
 def _text(
-    llm: Llama, text: StrPath | None, n_ctx: int, n_windows: int, show_progress: bool
+    llm: Llama, text: StrPath | None, n_ctx: int, n_windows: int, spread: bool, show_progress: bool
 ) -> tuple[list[int], TextInfo]:
     return read_text(
         llm,
@@ -173,6 +173,7 @@ def _text(
         n_ctx=n_ctx,
         n_windows=n_windows,
         n_written=n_windows,
+        spread=spread,
         seed=SEED,
         show_progress=show_progress,
     )
@@ -200,7 +201,7 @@ def score_tokens(llm: Llama, score: Score, text: StrPath | None, *, show_progres
         OSError: a file that cannot be read.
     """
     check_text(score, text)
-    tokens, info = _text(llm, text, score.text.n_ctx, score.text.n_windows, show_progress)
+    tokens, info = _text(llm, text, score.text.n_ctx, score.text.n_windows, score.heals, show_progress)
     if text is not None and info.sha256 != score.text.sha256:
         raise ValueError(f"the score was made on another text, {score.text.name}: name it with -f")
     return tokens
