@@ -15,7 +15,8 @@ from llama_skip.bypass.bypass import TIERS
 from llama_skip.bypass.regression import Sums
 from llama_skip.eval.evaluate import evaluate
 from llama_skip.heal import heal as healing
-from llama_skip.heal import healer
+from llama_skip.heal import healer, trials
+from llama_skip.heal.masked import Masked
 from llama_skip.measure.candidates import text_windows
 from llama_skip.measure.divergence import kl_divergence
 from llama_skip.measure.splits import held_out
@@ -158,6 +159,36 @@ def test_sums_do_not_depend_on_the_gap_at_the_end(model: Path, text: Path, tmp_p
     assert sums.n_tokens == N_CTX
 
 
+def test_trials_begin_before_their_gap(
+    healed: Path, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And measure the same as from the beginning, bit for bit."""
+    begin, first = trials.Race.begin, []
+
+    def long_way(self: trials.Race, *args: Any) -> None:
+        begin(self, *args)
+        first.append(self.first)
+        self.first = None
+
+    monkeypatch.setattr(trials.Race, "begin", long_way)
+    healed_plan(model, text, output=tmp_path / "long.gguf")
+    assert first == [None, 1, 4]
+    assert (tmp_path / "long.gguf").read_bytes() == healed.read_bytes()
+
+
+def test_a_trial_that_clearly_loses_retires(model: Path, text: Path, tmp_path: Path, make: Any) -> None:
+    llm = make(model, n_ctx=N_CTX, n_batch=N_CTX, hidden_states=True)
+    windows, gap = windows_of(model, text), range(3, 4)
+    with healing.progress(0, shown=False) as shown:
+        race = trials.Race(Masked(llm, tmp_path), [windows], [3], shown)
+        race.begin(Plan(healing.identify(model), "3"), [3], gap, [])
+        best = race.add([trials.Trial(gap, "scale", factor=factor) for factor in (1.0, 50.0, 1.001)])
+    assert sorted(map(len, race.pieces)) == [1, N_WINDOWS, N_WINDOWS] and len(race.pieces[1]) == 1
+    found = race.found()
+    assert found[0] == best and found[-1].factor == 50 and np.isinf(found[-1].perplexity)
+    assert best.kld < found[1].kld < found[-1].kld
+
+
 @pytest.mark.parametrize("n_gaps", [1, 2])
 def test_a_stopped_run_goes_on(healed: Path, model: Path, text: Path, tmp_path: Path, n_gaps: int) -> None:
     output = tmp_path / "plan.gguf"
@@ -175,6 +206,22 @@ def test_a_stopped_run_goes_on(healed: Path, model: Path, text: Path, tmp_path: 
     healed_plan(model, text, output=output, log=rest.append)
     assert len(rest) == 3 - n_gaps
     assert output.read_bytes() == healed.read_bytes()
+
+
+def test_windows_come_from_all_over_the_text(model: Path, text: Path) -> None:
+    with Llama(model, vocab_only=True, verbose=False) as llm:
+        everything = llm.tokenize(text.read_bytes())
+        n_all = len(everything) // N_CTX
+
+        def begins(n: int, **kwargs: Any) -> list[int]:
+            tokens, info = read_text(llm, text, n_ctx=N_CTX, n_windows=n, **kwargs)
+            assert info.n_windows == min(n or n_all, n_all) == len(tokens) // N_CTX
+            whole = [everything[i * N_CTX : (i + 1) * N_CTX] for i in range(n_all)]
+            return [whole.index(tokens[i : i + N_CTX]) for i in range(0, len(tokens), N_CTX)]
+
+        assert begins(3) == [0, 1, 2]
+        assert begins(3, spread=True) == [0, n_all // 3, 2 * n_all // 3]
+        assert begins(0, spread=True) == begins(n_all + 5, spread=True) == [*range(n_all)]
 
 
 def test_a_rank_is_kept(model: Path, text: Path) -> None:
