@@ -113,6 +113,17 @@ def test_a_lower_rank_is_the_best_one_of_that_rank(
         assert error(*near) > errors[1]
 
 
+def test_a_gain_keeps_the_mean(sums: Sums, streams: tuple[np.ndarray, np.ndarray]) -> None:
+    x, t = (part.astype(np.float64) for part in streams)
+    z, w = bypass.normed(x, EPS), weights(t)
+    one, two = (
+        z @ fit.v.T @ fit.u.T + fit.b for fit in (sums.linear().fit(0.1, 2, gain) for gain in (1, 1.5))
+    )
+    mean = np.average(one, axis=0, weights=w)
+    assert np.allclose(mean, np.average(two, axis=0, weights=w), atol=1e-6)
+    assert np.allclose(two - mean, 1.5 * (one - mean), atol=1e-6)
+
+
 def test_a_huge_token_does_not_rule(streams: tuple[np.ndarray, np.ndarray]) -> None:
     x, t = streams
     without = Sums(N_EMBD)

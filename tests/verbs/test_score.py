@@ -127,6 +127,10 @@ def test_starting_behind_a_block_is_exact(model: Path, text: Path, make: Any) ->
         for block in trace.blocks:
             expected = runner.straight(window, [*out, block])
             assert np.array_equal(runner.without(window, out, block, trace), expected)
+            part = runner.trace(window, out, until=block)
+            assert part.blocks == trace.blocks[: trace.blocks.index(block) + 2]
+            assert np.array_equal(part.inputs, trace.inputs[: len(part.blocks)])
+            assert np.array_equal(runner.without(window, out, block, part), expected)
     first = runner.reference(0, window)
     assert np.array_equal(runner.reference(0, window), first)  # from what was kept
     assert np.array_equal(first, runner.straight(window, []))
@@ -152,7 +156,7 @@ class Model:
         self.asked: list[int] = []
         self.window = -1
 
-    def trace(self, window: Any, out: Any, *, logits: bool = True) -> Trace:
+    def trace(self, window: Any, out: Any, *, until: int | None = None) -> Trace:
         self.window += 1
         return Trace([], np.empty((0, 0, 0), np.float32), self.reference(0, window))
 
@@ -189,6 +193,13 @@ def test_who_was_far_dearer_does_not_start() -> None:
     model = Model({1: [A_LITTLE] * 2, 2: [A_LITTLE] * 2, 3: [A_LOT] * 2})
     raced(model, {1: 0.01, 2: 0.01, 3: 2.0})
     assert 3 not in model.asked
+
+
+def test_who_is_next_to_a_gap_may_have_become_cheaper() -> None:
+    """Block 0 is out."""
+    model = Model({il: [A_LITTLE] * 2 for il in (1, 2, 3)})
+    raced(model, {1: 0.016, 2: 0.010, 3: 0.016})
+    assert 1 in model.asked and 3 not in model.asked
 
 
 def test_what_a_candidate_was_is_not_measured_again() -> None:

@@ -88,18 +88,20 @@ class LinearFits:
         self._values = np.maximum(values, 0)
         self._qd = self._q.T @ zd
 
-    def fit(self, ridge: float, rank: int) -> Linear:
+    def fit(self, ridge: float, rank: int, gain: float = 1.0) -> Linear:
         """Return the map of at most `rank` with the least squared error plus a penalty.
 
         Args:
             ridge: what the square of a coefficient costs, in mean variances of a channel of z.
             rank: at most n_embd.
+            gain: the map of what differs from the mean times this; over 1 it varies as much as what it
+                stands for, less of which a fit explains.
         """
         shrunk = self._values + ridge * self._values.mean() + np.finfo(np.float64).tiny
         half = self._qd / np.sqrt(shrunk)[:, None]
         _, directions = np.linalg.eigh(half.T @ half)
         u = directions[:, -rank:]  # what is fitted varies most along these
-        v = (self._q @ ((self._qd @ u) / shrunk[:, None])).T
+        v = gain * (self._q @ ((self._qd @ u) / shrunk[:, None])).T
         return Linear(u, v, self._mean_d - u @ (v @ self._mean_z))
 
 

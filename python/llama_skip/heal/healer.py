@@ -20,7 +20,8 @@ from llama_skip.skipset import Unit
 
 RIDGES = (0.01, 0.03, 0.1, 0.3)
 WIDER = 3.0  # a best penalty at an end of these is tried so many times smaller or larger
-N_TRIALS = len(RIDGES) + 5
+GAINS = (1.1, 1.2)  # a map explains a part of what blocks do; made to vary as much it may diverge less
+N_TRIALS = len(RIDGES) + 5 + len(GAINS)
 
 Windows = Sequence[Sequence[int]]
 
@@ -134,7 +135,9 @@ class Healer:
             yield _linear(gap, fits, ridge, rank)
 
     def _second(self, best: Trial, fits: LinearFits) -> Iterator[Trial]:
-        """Yield what is close to the best linear map: half its rank, and a penalty beyond those tried."""
+        """Yield what is close to the best linear map: gains, half its rank, a penalty beyond those tried."""
+        for gain in GAINS:
+            yield _linear(best.gap, fits, best.ridge, best.rank, gain)
         if best.rank > 1:
             yield _linear(best.gap, fits, best.ridge, best.rank // 2)
         beyond = {RIDGES[0]: 1 / WIDER, RIDGES[-1]: WIDER}
@@ -148,7 +151,7 @@ class Healer:
         return bypass.largest_rank(self.llm.n_embd(), n_bytes, self.rank)
 
 
-def _linear(gap: range, fits: LinearFits, ridge: float, rank: int) -> Trial:
-    fit = fits.fit(ridge, rank)
+def _linear(gap: range, fits: LinearFits, ridge: float, rank: int, gain: float = 1.0) -> Trial:
+    fit = fits.fit(ridge, rank, gain)
     part = bypass.linear(gap, fit.u, fit.v, fit.b, EPS)
-    return Trial(gap, "linear", rank=rank, ridge=ridge, part=part)
+    return Trial(gap, "linear", rank=rank, ridge=ridge, gain=gain, part=part)

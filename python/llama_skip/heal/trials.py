@@ -29,7 +29,7 @@ class Trial:
         gap: its blocks.
         tier: one of bypass.TIERS.
         factor: of the scale.
-        rank, ridge: of the linear map.
+        rank, ridge, gain: of the linear map.
         part: the tensors.
         kld: KL divergence from the full model, nats per token; infinite where that is not known. That of one
             that retired is the best one's, and by how much it was worse where both were measured.
@@ -42,6 +42,7 @@ class Trial:
     factor: float = 1.0
     rank: int = 0
     ridge: float = 0.0
+    gain: float = 1.0
     part: Bypass | None = None
     kld: float = np.inf
     perplexity: float = np.inf
@@ -49,7 +50,7 @@ class Trial:
 
     def entry(self) -> dict[str, Any]:
         """Return what a plan says of it."""
-        names = {"scale": ("factor",), "linear": ("rank", "ridge")}.get(self.tier, ())
+        names = {"scale": ("factor",), "linear": ("rank", "ridge", "gain")}.get(self.tier, ())
         found = {name: getattr(self, name) for name in ("tier", *names)}
         found["kld"] = self.kld if np.isfinite(self.kld) else None
         return found | ({"refused": self.refused} if self.refused else {})
@@ -173,7 +174,7 @@ class Race(Runner):
         logits = self._from(self.first, window, self.units, trace)
         return scored(logits, window, self.reference(index, window))
 
-    def _set_mask(self, out: Sequence[Unit], *, resumed: bool = False) -> None:
+    def _set_mask(self, out: Sequence[Unit], *, resumed: bool = False, behind: Sequence[int] = ()) -> None:
         starts = {gap.start for gap in gaps_of(out)}
         if resumed:
             whole = set(out)
@@ -182,7 +183,7 @@ class Race(Runner):
         factors = skipset.parse_scale(self.plan.skip_scale)
         plan = replace(
             self.plan,
-            skip_layers=skipset.ranges_text(out),
+            skip_layers=skipset.ranges_text([*out, *behind]),
             skip_scale=",".join(f"{il}:{factor!r}" for il, factor in factors.items() if il in starts),
             bypass=[part for part in self.plan.bypass if part.gap in starts],
         )

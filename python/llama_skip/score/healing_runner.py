@@ -106,14 +106,14 @@ class HealingRunner(Runner):
         gap = next(gap for gap in skipset.gaps(skipset.whole([*out, unit])) if unit in gap)
         return gap.start - 1 if gap.start > 0 else None
 
-    def _set_mask(self, out: Sequence[Unit], *, resumed: bool = False) -> None:
+    def _set_mask(self, out: Sequence[Unit], *, resumed: bool = False, behind: Sequence[int] = ()) -> None:
         gaps = skipset.gaps(skipset.whole(out))
         if resumed and gaps and gaps[0].start == 0:
             del gaps[0]
         parts = [part for gap in gaps if (part := self.map(gap))]
         if not parts:
-            self.llm.set_mask(out)
+            self.llm.set_mask([*out, *behind])
             return
-        content = {"model": asdict(self.about), "skip_layers": skipset.ranges_text(out)}
+        content = {"model": asdict(self.about), "skip_layers": skipset.ranges_text([*out, *behind])}
         write_bypasses(self.path, content, parts)
         self.llm.set_mask(f"@{self.path}")

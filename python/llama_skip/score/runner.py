@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -68,13 +69,23 @@ class Runner:
             self._ends[index] = end.copy()
             self._room -= end.nbytes
 
-    def trace(self, window: Sequence[int], out: Sequence[Unit], *, logits: bool = True) -> Trace:
-        """Return the model without `out`; without shortcuts its logits alone, these else as asked for."""
+    def trace(self, window: Sequence[int], out: Sequence[Unit], *, until: int | None = None) -> Trace:
+        """Return the model without `out`; without shortcuts its logits alone.
+
+        Args:
+            window: the tokens.
+            out: blocks and halves left out.
+            until: the last block that without() will be asked for; the logits are of no use then.
+        """
         if not self.shortcuts:
             return Trace([], np.empty((0, 0, 0), np.float32), self.straight(window, out))
         self._set_mask(out)
+        if until is not None:
+            behind = [il for il in range(until + 1, self.llm.n_layer()) if il not in out]
+            with suppress(ValueError):  # these cannot all go
+                self._set_mask(out, behind=behind[1:])
         try:
-            trace = self.llm.trace(window, first=len(window) // 2 if logits else len(window) - 1)
+            trace = self.llm.trace(window, first=len(window) // 2 if until is None else len(window) - 1)
         except RuntimeError:  # without a half, a graph may name the stream in another way
             return Trace([], np.empty((0, 0, 0), np.float32), self.straight(window, out))
         return trace._replace(logits=trace.logits[:-1])
@@ -102,9 +113,15 @@ class Runner:
         self._set_mask(out)
         return window_logits(self.llm, window)
 
-    def _set_mask(self, out: Sequence[Unit], *, resumed: bool = False) -> None:
-        """Leave out `out`; `resumed`: what comes first stands for what the stream has already."""
-        self.llm.set_mask(out)
+    def _set_mask(self, out: Sequence[Unit], *, resumed: bool = False, behind: Sequence[int] = ()) -> None:
+        """Leave out `out`.
+
+        Args:
+            out: blocks and halves.
+            resumed: what comes first stands for what the stream has already.
+            behind: blocks that go too, since nobody looks at what they do.
+        """
+        self.llm.set_mask([*out, *behind])
 
     def _first(self, out: Sequence[Unit], unit: Unit) -> int | None:
         """Return the block to start at, from what enters it without `out`; None: from the beginning."""

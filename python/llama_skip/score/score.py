@@ -136,6 +136,7 @@ def score_model(
                 "loss": search.LOSS,
                 "z": search.Z,
                 "slack": search.SLACK,
+                "apart": search.APART,
                 "far": search.FAR,
                 "ties": "blocks, perplexity" if halves and per != "kv" else "perplexity",
             },

@@ -8,7 +8,8 @@ the full model and the text in equal parts adds up to, short of a constant. Dive
 some blocks make this text less likely.
 
 The candidates of a step race: all are measured on the same windows, and those that are clearly worse than the
-best one retire. Who need not start follows from the divergence that a block cost when it was last measured.
+best one retire. Who need not start follows from the divergence that a block cost when it was last measured:
+that hardly falls as others go, but for blocks next to these.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from llama_skip.score.runner import Logits, Runner
 from llama_skip.skipset import Unit, block_of
 
 Z = 2.0  # standard errors by which a candidate that retires diverges more than the best one
-SLACK = 2.0  # a block may have become cheaper by this factor since it was last measured
+SLACK = 2.0  # what is next to a gap may have become cheaper by this factor since it was last measured
+APART = 1.3  # and anything else by this one
 FAR = 2.0  # a block that alone costs so many times what the path's dearest does is not measured closer
 FIRST = 8  # one in so many windows is measured before blocks alone retire that are a little worse
 LOSS = "kld+surprisal"
@@ -144,7 +146,7 @@ def run(
         racing = len(alive) > 1 or any(not race or unit not in state.samples for unit in alive)
         if racing:
             known = state.known[index] if index < len(state.known) else None
-            trace = runner.trace(window, state.out, logits=known is None)
+            trace = runner.trace(window, state.out, until=max(map(block_of, alive)) if known else None)
             full = runner.reference(index, window) if state.out else trace.logits
             base = known or scored(trace.logits, window, full if state.out else None)
             _measure(state, runner, window, trace, full, base, race, most if state.out else None)
@@ -179,9 +181,10 @@ def _measure(
     least = np.inf  # what the cheapest candidate may cost, with the doubt of one window
     for unit in list(state.alive):
         prior = state.rate(unit, state.prior.get(unit, 0.0))
-        is_late = prior > SLACK * least or len(state.samples) == most
+        slack = SLACK if _next_to(unit, state.out) else APART
+        is_late = prior > slack * least or len(state.samples) == most
         if race and unit not in state.samples and is_late:
-            state.alive.remove(unit)  # and so are all that follow, which cost more
+            state.alive.remove(unit)
             continue
         try:
             piece = scored(runner.without(window, state.out, unit, trace), window, full)
@@ -194,6 +197,11 @@ def _measure(
         growth = piece.kld - base.kld
         doubt = float(growth.mean() + Z * growth.std() / np.sqrt(growth.size))
         least = min(least, max(prior, state.rate(unit, doubt)))
+
+
+def _next_to(unit: Unit, out: Sequence[Unit]) -> bool:
+    """Return whether something went of the same block or of one beside it."""
+    return any(abs(block_of(other) - block_of(unit)) <= 1 for other in out)
 
 
 def _retire_far(state: Sweep, n_path: int) -> None:
