@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -32,6 +33,7 @@ from llama_skip.score.search import Floats, may_win
 from llama_skip.score.sizes import weights
 
 MOST_GAPS = 4  # of a proposal
+N_PROPOSED = 4  # sets of as many gaps; what gaps cost alone is known from one window
 N_FINALISTS = 3  # sets that are healed
 N_ROUNDS = 4  # times that a better neighbour is looked for
 DEAR = 4.0  # a block that alone costs so many times what the middle one does is in no proposal
@@ -53,7 +55,7 @@ def choose_blocks(
     """Return the set of so many blocks that heals best, and what was measured of others.
 
     Gaps of a few lengths are measured alone, healed; between these, the error of the map says what others
-    cost. Proposals are the set given and, for one gap, two, and so on, the blocks of the least sum. They race
+    cost. Proposals are the set given and, for one gap, two, and so on, some sets of the least sums. They race
     by KL divergence with maps in their gaps, on the windows that the score chose on; then blocks at the edges
     of gaps are moved, one at a time, as long as that is better.
 
@@ -97,8 +99,10 @@ def choose_blocks(
             race = Race(runner, chosen, found, window_done)
             bar.say("gaps alone")
             costs = costs_of_gaps(runner.error, race.gaps(_cheap(alone), len(given)))
-            proposed = [cheapest(costs, llm.n_layer(), len(given), n) for n in range(1, MOST_GAPS + 1)]
-            sets = [given, *(blocks for blocks in proposed if blocks is not None and allows(blocks))]
+            proposed = (
+                cheapest(costs, llm.n_layer(), len(given), n, N_PROPOSED) for n in range(1, MOST_GAPS + 1)
+            )
+            sets = [given, *filter(allows, chain.from_iterable(proposed))]
             bar.say(f"{len(set(sets))} proposals")
             best = race.best(sets)
             for _ in range(N_ROUNDS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from heapq import nsmallest
 from itertools import pairwise
 from math import inf
 
@@ -45,26 +46,27 @@ def costs_of_gaps(
     return {**found, **measured}
 
 
-def cheapest(costs: Mapping[range, float], n_layer: int, n_blocks: int, n_gaps: int) -> Blocks | None:
-    """Return the blocks in exactly so many gaps, none next to another, of the least sum of costs."""
+def cheapest(
+    costs: Mapping[range, float], n_layer: int, n_blocks: int, n_gaps: int, n_sets: int
+) -> list[Blocks]:
+    """Return sets of exactly so many gaps, none next to another, of the least sums, cheapest first."""
 
     @lru_cache(None)
-    def best(end: int, n: int, k: int) -> tuple[float, Blocks]:
+    def best(end: int, n: int, k: int) -> list[tuple[float, Blocks]]:
         """Of the blocks before `end`: n of them in k gaps."""
         if n == 0 and k == 0:
-            return 0.0, ()
+            return [(0.0, ())]
         if end <= 0 or n <= 0 or k <= 0:
-            return inf, ()
-        found = best(end - 1, n, k)
+            return []
+        found = best(end - 1, n, k).copy()
         for size in range(1, min(n, end) + 1):
             gap = range(end - size, end)
             if gap in costs:
-                cost, blocks = best(gap.start - 1, n - size, k - 1)
-                found = min(found, (cost + costs[gap], (*blocks, *gap)))
-        return found
+                before = best(gap.start - 1, n - size, k - 1)
+                found += ((cost + costs[gap], (*blocks, *gap)) for cost, blocks in before)
+        return nsmallest(n_sets, found)
 
-    cost, blocks = best(n_layer, n_blocks, n_gaps)
-    return blocks if cost < inf else None
+    return [blocks for _, blocks in best(n_layer, n_blocks, n_gaps)]
 
 
 def neighbours(blocks: Blocks, costs: Mapping[range, float]) -> list[Blocks]:
