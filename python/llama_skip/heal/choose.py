@@ -29,12 +29,13 @@ from llama_skip.progress import Log, progress
 from llama_skip.score.file import Score
 from llama_skip.score.healing_runner import HealingRunner
 from llama_skip.score.score import check_text, score_tokens
-from llama_skip.score.search import Floats, may_win
+from llama_skip.score.search import Floats
 from llama_skip.score.sizes import weights
 
 MOST_GAPS = 4  # of a proposal
 N_PROPOSED = 4  # sets of as many gaps; what gaps cost alone is known from one window
 N_FINALISTS = 3  # sets that are healed
+NEAR = 1.2  # a set that diverges more than so many times what the best one does retires
 N_ROUNDS = 4  # times that a better neighbour is looked for
 DEAR = 4.0  # a block that alone costs so many times what the middle one does is in no proposal
 FORMAT = Format("llama-skip-choice", version=1)  # of what is kept of a stopped run
@@ -313,12 +314,19 @@ class Race:
         return {gap: float(pieces[0].kld.mean()) for gap, pieces in known.items() if pieces}
 
     def best(self, sets: Sequence[Blocks]) -> Blocks:
-        """Return the set that diverges least; those that clearly diverge more retire on the way."""
+        """Return the set that diverges least; those that diverge much more retire on the way.
+
+        More than chance among tokens explains does not do: what is better in most windows can be by far the
+        worse in the first.
+        """
         alive = list(dict.fromkeys(sets))
         self.raced.update(alive)
         for i in range(len(self.windows)):
             self._measure(alive, i)
-            alive = may_win({blocks: self._kld(blocks, i + 1) for blocks in alive if blocks in self.found})
+            means = {
+                blocks: float(self._kld(blocks, i + 1).mean()) for blocks in alive if blocks in self.found
+            }
+            alive = [blocks for blocks, mean in means.items() if mean <= NEAR * min(means.values())]
             self.on_window()
             if len(alive) == 1:
                 break
