@@ -307,7 +307,8 @@ class Race:
         for run in skipset.gaps(blocks):
             for il in run:
                 longest = min(run.stop - il, n_blocks + 1)
-                gaps += [range(il, il + n) for n in sorted({1, (longest + 1) // 2, longest})]
+                lengths = {1, (longest + 1) // 2, min(n_blocks, longest), longest}
+                gaps += [range(il, il + n) for n in sorted(lengths)]
         self._measure([tuple(gap) for gap in gaps], 0)
         self.on_window()
         known = {gap: self.found.get(tuple(gap)) for gap in gaps}
