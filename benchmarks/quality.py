@@ -353,9 +353,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--tokens and --judge-tokens have to be at least a window, --heal-tokens two")
     args.file = Path(args.file)
     halves = {"choosing": choice.choosing_text(args), "judging": choice.judging_text(args)}
-    for name, content in halves.items():
-        (args.folder / f"{name}.txt").write_bytes(content)
-    args.file, args.judge = (args.folder / f"{name}.txt" for name in halves)
+    made = {args.folder / f"{name}.txt": content for name, content in halves.items()}
+    if {path.resolve() for path in (args.file, args.judge) if path} & {path.resolve() for path in made}:
+        parser.error(f"{' and '.join(map(str, made))} are written: name another text or folder")
+    for path, content in made.items():
+        path.write_bytes(content)
+    args.file, args.judge = made
     found = {model.name: list(rows(model, args)) for model in args.models}
     if args.json:
         print(json.dumps(found, indent=1))
