@@ -84,3 +84,12 @@ def test_the_baselines_are_what_they_are_called(run: tuple[Path, list[dict[str, 
         n_embd = plans["full map"].model.n_embd
         assert (part.rank, part.norm_eps) == (n_embd, None)
     assert plans["healed"].found.heal
+
+
+def test_a_given_text_is_never_written_over(plain: Path, tmp_path: Path) -> None:
+    text = tmp_path / "choosing.txt"
+    text.write_text("as\nit\nwas\n")
+    with pytest.raises(SystemExit) as err:
+        quality.main([str(plain), "-f", str(text), "-d", str(tmp_path)])
+    assert err.value.code == 2 and text.read_text() == "as\nit\nwas\n"
+    assert not (tmp_path / "judging.txt").exists()

@@ -95,15 +95,21 @@ def scaled(gap: range, factor: float, n_embd: int) -> Bypass:
 
 
 def linear(
-    gap: range, u: npt.NDArray[Any], v: npt.NDArray[Any], b: npt.NDArray[Any], norm_eps: float | None
+    gap: range,
+    u: npt.NDArray[Any],
+    v: npt.NDArray[Any],
+    b: npt.NDArray[Any],
+    norm_eps: float | None,
+    a: npt.NDArray[Any] | None = None,
 ) -> Bypass:
-    """Return the bypass y = x + u (v z) + b; the maps as Q8_0 where their rows allow it, else as F16."""
-    tensors = {"b": float32_tensor(b), "u": _small(u), "v": _small(v)}
+    """Return the bypass y = a * x + u (v z) + b; the maps as Q8_0 where their rows allow it, else as F16."""
+    tensors = {} if a is None else {"a": float32_tensor(a)}
+    tensors |= {"b": float32_tensor(b), "u": _small(u), "v": _small(v)}
     return Bypass(gap.start, len(gap), "linear", u.shape[1], norm_eps, tensors)
 
 
 def largest_rank(n_embd: int, n_bytes: int, most: int | None = None) -> int:
-    """Return the largest rank that is allowed, a multiple of Q8_0's rows where that leaves any; 0: none.
+    """Return the largest rank that is allowed; 0: none.
 
     Args:
         n_embd: the width.
@@ -111,15 +117,23 @@ def largest_rank(n_embd: int, n_bytes: int, most: int | None = None) -> int:
         most: a bound beside those of width and bytes.
     """
     room = n_bytes / BYTES_SHARE - n_bytes_of_linear(n_embd, 0)
-    of_rank = n_bytes_of_linear(n_embd, 1) - n_bytes_of_linear(n_embd, 0)
-    rank = min(most or n_embd, n_embd // RANK_SHARE, int(room / of_rank))
-    return rank // BLOCK * BLOCK if n_embd % BLOCK == 0 and rank >= BLOCK else max(rank, 0)
+    within = min(most or n_embd, n_embd // RANK_SHARE)
+
+    def of_multiple(n: int) -> int:
+        of_rank = n_embd * (_of_number(n_embd) + _of_number(n))
+        return max(min(within, int(room / of_rank)), 0) // n * n
+
+    return max(of_multiple(1), of_multiple(BLOCK))
 
 
 def n_bytes_of_linear(n_embd: int, rank: int) -> float:
-    """Return the bytes that linear() takes, of a rank as largest_rank() returns it."""
-    of_number = 34 / BLOCK if n_embd % BLOCK == 0 else 2.0
-    return 4 * n_embd + 2 * of_number * n_embd * rank
+    """Return the bytes that linear() takes."""
+    return 8 * n_embd + n_embd * rank * (_of_number(n_embd) + _of_number(rank))
+
+
+def _of_number(row: int) -> float:
+    """Return the bytes of a number in rows of so many."""
+    return 2.0 if row % BLOCK else 34 / BLOCK
 
 
 def described(bypasses: Iterable[Bypass]) -> str:

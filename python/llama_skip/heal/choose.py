@@ -34,7 +34,7 @@ from llama_skip.score.sizes import weights
 
 MOST_GAPS = 4  # of a proposal
 N_PROPOSED = 4  # sets of as many gaps; what gaps cost alone is known from one window
-N_FINALISTS = 3  # sets that are healed
+N_FINALISTS = 2  # sets that are healed
 NEAR = 1.2  # a set that diverges more than so many times what the best one does retires
 N_ROUNDS = 4  # times that a better neighbour is looked for
 DEAR = 4.0  # a block that alone costs so many times what the middle one does is in no proposal
