@@ -89,7 +89,7 @@ def test_it_diverges_less_as_loaded(healed: Path, model: Path, text: Path) -> No
 
     plan = read_plan(healed)
     assert divergence(f"@{healed}") == pytest.approx(plan.found.kld, rel=1e-9)
-    assert plan.found.kld < 0.8 * divergence(LAYERS)
+    assert plan.found.kld < 0.9 * divergence(LAYERS)
     identity = next(t for t in plan.found.heal.gaps[0]["trials"] if t["tier"] == "identity")
     assert identity["kld"] != pytest.approx(divergence(LAYERS), rel=1e-3)  # later gaps are filled meanwhile
 

@@ -186,7 +186,11 @@ def test_what_is_refused_before_any_work(score: Score, model: Path, text: Path, 
 class Told:
     """A runner that gives what it is told to: the logits of the first of four tokens without each set."""
 
+    def __init__(self) -> None:
+        self.n_traces = 0
+
     def trace(self, window: list[int], out: list[int]) -> Trace:
+        self.n_traces += 1
         return Trace([], np.empty((0, 0, 0), np.float32), np.zeros((3, 4), np.float32))
 
     def among(self, window: list[int], out: tuple[int, ...], trace: Trace) -> np.ndarray:
@@ -197,14 +201,16 @@ class Told:
         return rows
 
 
-def test_finalists_are_measured_to_the_end() -> None:
-    """Those that retired early too; a set that the model refuses is in no race."""
+def test_finalists_are_measured_to_the_end(tmp_path: Path) -> None:
+    """Those that retired early too; a set that the model refuses is in no race. A window is traced once."""
     found: dict[gaps.Blocks, list[Any]] = {}
-    race = choose.Race(Told(), [[1] * 8] * 5, found, lambda: None)  # type: ignore[arg-type]
+    told = Told()
+    race = choose.Race(told, [[1] * 8] * 5, found, tmp_path, lambda: None)  # type: ignore[arg-type]
     assert race.best([(4,), (1,), (3,), (9,), (2,)]) == (1,)
     assert {blocks: len(pieces) for blocks, pieces in found.items()} == {(i,): 1 for i in (1, 2, 3, 4)}
     assert race.order((1,)) == [(1,), (2,), (3,), (4,)]
-    assert [len(found[i,]) for i in (1, 2, 3, 4)] == [5, 5, 5, 1]
+    assert [len(found[i,]) for i in (1, 2, 3, 4)] == [5, 5, 1, 1]
+    assert told.n_traces == 5
 
 
 def test_all_of_the_text_is_healed_on(score: Score, text: Path) -> None:

@@ -22,6 +22,7 @@ from llama_skip.llama.llama import Llama
 from llama_skip.measure.candidates import from_json, text_windows, to_json
 from llama_skip.measure.divergence import Scored, scored, summary
 from llama_skip.measure.splits import chosen_on
+from llama_skip.model.loaded import Trace
 from llama_skip.model.options import DEFAULTS
 from llama_skip.plan.choose import fits, kv_mib, memory_of
 from llama_skip.plan.file import Plan, write_plan
@@ -97,7 +98,7 @@ def choose_blocks(
                     pieces = {skipset.ranges_text(key): to_json(value) for key, value in found.items()}
                     write_json(keep, FORMAT, {"of": _key(score), "found": pieces})
 
-            race = Race(runner, chosen, found, window_done)
+            race = Race(runner, chosen, found, Path(folder), window_done)
             bar.say("gaps alone")
             costs = costs_of_gaps(runner.error, race.gaps(_cheap(alone), len(given)))
             proposed = (
@@ -288,11 +289,13 @@ class Race:
         runner: HealingRunner,
         windows: Sequence[Sequence[int]],
         found: dict[Blocks, list[Scored]],
+        folder: Path,
         on_window: Callable[[], object],
     ) -> None:
         self.runner = runner
         self.windows = windows
         self.found = found
+        self.folder = folder
         self.on_window = on_window
         self.raced: set[Blocks] = set()
 
@@ -358,14 +361,21 @@ class Race:
         """Measure the sets of which window i is the next one; those that the model refuses are forgotten."""
         missing = [blocks for blocks in sets if len(self.found.get(blocks, [])) <= i]
         if missing:
-            window = self.windows[i]
-            trace = self.runner.trace(window, [])
+            window, trace = self.windows[i], self._trace(i)
             for blocks in missing:
                 try:
                     logits = self.runner.among(window, blocks, trace)
                     self.found.setdefault(blocks, []).append(scored(logits, window, trace.logits))
                 except ValueError:
                     self.found.pop(blocks, None)
+
+    def _trace(self, i: int) -> Trace:
+        """Return the full model's trace of a window."""
+        path = self.folder / f"{i}.npz"
+        if not path.exists():
+            np.savez(path, **self.runner.trace(self.windows[i], [])._asdict())
+        with np.load(path) as kept:
+            return Trace(kept["blocks"].tolist(), kept["inputs"], kept["logits"])
 
     def _kld(self, blocks: Blocks, n: int) -> Floats:
         return np.concatenate([piece.kld for piece in self.found[blocks][:n]])
