@@ -95,16 +95,10 @@ def scaled(gap: range, factor: float, n_embd: int) -> Bypass:
 
 
 def linear(
-    gap: range,
-    u: npt.NDArray[Any],
-    v: npt.NDArray[Any],
-    b: npt.NDArray[Any],
-    norm_eps: float | None,
-    a: npt.NDArray[Any] | None = None,
+    gap: range, u: npt.NDArray[Any], v: npt.NDArray[Any], b: npt.NDArray[Any], norm_eps: float | None
 ) -> Bypass:
-    """Return the bypass y = a * x + u (v z) + b; the maps as Q8_0 where their rows allow it, else as F16."""
-    tensors = {} if a is None else {"a": float32_tensor(a)}
-    tensors |= {"b": float32_tensor(b), "u": _small(u), "v": _small(v)}
+    """Return the bypass y = x + u (v z) + b; the maps as Q8_0 where their rows allow it, else as F16."""
+    tensors = {"b": float32_tensor(b), "u": _small(u), "v": _small(v)}
     return Bypass(gap.start, len(gap), "linear", u.shape[1], norm_eps, tensors)
 
 
@@ -128,7 +122,7 @@ def largest_rank(n_embd: int, n_bytes: int, most: int | None = None) -> int:
 
 def n_bytes_of_linear(n_embd: int, rank: int) -> float:
     """Return the bytes that linear() takes."""
-    return 8 * n_embd + n_embd * rank * (_of_number(n_embd) + _of_number(rank))
+    return 4 * n_embd + n_embd * rank * (_of_number(n_embd) + _of_number(rank))
 
 
 def _of_number(row: int) -> float:

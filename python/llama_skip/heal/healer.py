@@ -153,5 +153,5 @@ class Healer:
 
 def _linear(gap: range, fits: LinearFits, ridge: float, rank: int, gain: float = 1.0) -> Trial:
     fit = fits.fit(ridge, rank, gain)
-    part = bypass.linear(gap, fit.u, fit.v, fit.b, EPS, fit.a)
+    part = bypass.linear(gap, fit.u, fit.v, fit.b, EPS)
     return Trial(gap, "linear", rank=rank, ridge=ridge, gain=gain, part=part)

@@ -82,7 +82,7 @@ class HealingRunner(Runner):
             for i in range(0, len(x), CHUNK):
                 sums.add(x[i : i + CHUNK], t[i : i + CHUNK])
             fit = sums.linear().fit(RIDGE, rank)
-            self.maps[gap] = bypass.linear(gap, fit.u, fit.v, fit.b, EPS, fit.a)
+            self.maps[gap] = bypass.linear(gap, fit.u, fit.v, fit.b, EPS)
         return self.maps[gap]
 
     def error(self, gap: range) -> float:
