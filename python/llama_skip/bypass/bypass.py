@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES, dequantize, quantize
 from gguf import GGMLQuantizationType as Type
-from gguf import dequantize, quantize
 
 Array = npt.NDArray[np.float32]
 
@@ -127,7 +127,8 @@ def n_bytes_of_linear(n_embd: int, rank: int) -> float:
 
 def _of_number(row: int) -> float:
     """Return the bytes of a number in rows of so many."""
-    return 2.0 if row % BLOCK else 34 / BLOCK
+    n_numbers, n_bytes = GGML_QUANT_SIZES[_type(row)]
+    return n_bytes / n_numbers
 
 
 def described(bypasses: Iterable[Bypass]) -> str:
@@ -143,8 +144,13 @@ def float32_tensor(values: npt.NDArray[Any]) -> Tensor:
 
 
 def _small(values: npt.NDArray[Any]) -> Tensor:
-    kind = Type.F16 if values.shape[-1] % BLOCK else Type.Q8_0
+    kind = _type(values.shape[-1])
     return Tensor(quantize(np.ascontiguousarray(values, dtype=np.float32), kind), kind)
+
+
+def _type(row: int) -> Type:
+    """Return the type of rows of so many numbers."""
+    return Type.F16 if row % BLOCK else Type.Q8_0
 
 
 def named_tensors(bypasses: Iterable[Bypass]) -> dict[str, Tensor]:

@@ -282,6 +282,8 @@ class Race:
         windows: of the text.
         on_window: called after each window of each race.
         found: what was measured before, by set; appended to.
+        folder: for temporary files, the full model's streams and logits of each window: 4 bytes x tokens x
+            (blocks x width + half the vocabulary).
     """
 
     def __init__(
