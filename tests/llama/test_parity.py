@@ -420,7 +420,7 @@ def test_difference_grammar_sampling(both: Pair) -> None:
 
 def test_difference_json_grammar(both: Pair) -> None:
     for shape in ({}, {"schema": SCHEMA}):
-        found = both(chat(response_format={"type": "json_object", **shape}, max_tokens=48))
+        found = both(chat(response_format={"type": "json_object", **shape}, max_tokens=256))
         assert text(found[0]) != text(found[1])
         for one in found:
             assert isinstance(json.loads(text(one)), dict)

@@ -71,15 +71,20 @@ def error(answer: Any) -> str:
 
 
 def masked_tail(llm: Any, prompt: list[int], spec: str, n: int = N) -> list[int]:
-    """What follows a prompt at full depth when each further token is decoded under a mask."""
+    """What follows a prompt at full depth when each further token is decoded under a mask, and none ends it."""
+    goes_on = [token for token in range(llm.n_vocab()) if not llm._m.is_eog(token)]
+
+    def best() -> int:
+        return goes_on[int(np.argmax(llm.scores[-1][goes_on]))]
+
     llm.reset()
     llm.set_mask("none")
     llm.eval(prompt)
     llm.set_mask(spec)
-    tokens = [int(np.argmax(llm.scores[-1]))]
+    tokens = [best()]
     while len(tokens) < n:
         llm.eval(tokens[-1:])
-        tokens.append(int(np.argmax(llm.scores[-1])))
+        tokens.append(best())
     return tokens
 
 

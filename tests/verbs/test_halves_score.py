@@ -25,12 +25,19 @@ from llama_skip.score.sizes import Sizes, chosen_by, shares
 from llama_skip.skipset import Unit, block_of, unit_text
 from support.matrix.arch_files import generated_one
 from support.shared.halves import score_with_halves
-from support.shared.scores import N_BLOCKS, N_CTX, N_WINDOWS, Stop, model, scored, text
+from support.shared.scores import N_BLOCKS, N_CTX, N_WINDOWS, Stop, scored, six_blocks, text
 
 from comparison.builds import Build
 
-__all__ = ["model", "text"]  # fixtures
+__all__ = ["text"]  # a fixture
 COMMAND = [sys.executable, "-c", "from llama_skip.cli.score import main; raise SystemExit(main())"]
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two blocks do much, and nearly all of it with one half."""
+    path = tmp_path_factory.mktemp("halves") / "six.gguf"
+    return six_blocks(path, smollm2, {"blk.1.ffn_down.weight": 50, "blk.5.ffn_down.weight": 10})
 
 
 @pytest.fixture(scope="module")

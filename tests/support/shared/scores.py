@@ -19,16 +19,23 @@ N_CTX, N_WINDOWS, N_BLOCKS = 64, 6, 6
 OPTIONS = {"n_threads": 1, "n_threads_batch": 1, "n_batch": N_CTX, "flash_attn": False}
 
 
-@pytest.fixture(scope="module")
-def model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six blocks of which each changes the stream more than the one before, in another order."""
+def six_blocks(path: Path, vocab: Path, weak: dict[str, float]) -> Path:
+    """Write six blocks of which each changes the stream more than the one before, in another order.
+
+    `weak` are factors of tensors by name, beside that.
+    """
     strength = {0: 0.5, 1: 0.02, 2: 0.2, 3: 0.05, 4: 0.35, 5: 0.1}
 
     def change(name: str, data: np.ndarray) -> np.ndarray:
-        return data * strength[int(name.split(".")[1])] if WRITERS.fullmatch(name) else data
+        own = strength[int(name.split(".")[1])] if WRITERS.fullmatch(name) else 1
+        return data * own * weak.get(name, 1)
 
-    path = tmp_path_factory.mktemp("score") / "six.gguf"
-    return random_model(path, smollm2, "qwen3", N_BLOCKS, blocks(N_BLOCKS, post_norm="ffn_norm"), {}, change)
+    return random_model(path, vocab, "qwen3", N_BLOCKS, blocks(N_BLOCKS, post_norm="ffn_norm"), {}, change)
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return six_blocks(tmp_path_factory.mktemp("score") / "six.gguf", smollm2, {})
 
 
 @pytest.fixture(scope="module")
