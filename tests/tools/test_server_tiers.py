@@ -71,7 +71,7 @@ def error(answer: Any) -> str:
 
 
 def masked_tail(llm: Any, prompt: list[int], spec: str, n: int = N) -> list[int]:
-    """What follows a prompt at full depth when each further token is decoded under a mask; no token ends it."""
+    """What follows a prompt at full depth, each further token decoded under a mask; no token ends it."""
     goes_on = [token for token in range(llm.n_vocab()) if not llm._m.is_eog(token)]
 
     def best() -> int:
