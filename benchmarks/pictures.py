@@ -2,7 +2,7 @@
 
 For each model the perplexity over the weights that are loaded: the greedy path with nothing in its gaps, the
 same healed, and smaller quantizations of the same file. From the table with `plan --heal` also the KL
-divergence over weights, prompt speed and KV cache, each as a share of the full model's.
+divergence over weights, prompt speed where it was measured and KV cache, as shares of the full model's.
 """
 
 from __future__ import annotations
@@ -82,8 +82,10 @@ def draw_costs(model: str, rows: list[Row], path: Path) -> None:
         HEALING: [r for r in rows if r["chosen by"] == HEALING],
         "smaller quantization": [r for r in rows if r["share"] == "0%" and r is not full],
     }
-    figure, panels = pyplot.subplots(1, 3, figsize=(10.4, 3.6), layout="constrained", sharey=True)
-    for axes, (column, label) in zip(panels, AXES.items(), strict=True):
+    there = {column: label for column, label in AXES.items() if column in full}
+    size = (1.0 + 3.2 * len(there), 3.6)
+    figure, panels = pyplot.subplots(1, len(there), figsize=size, layout="constrained", sharey=True)
+    for axes, (column, label) in zip(panels, there.items(), strict=True):
         for (kind, of_kind), marker in zip(kinds.items(), ("o-", "D-", "s"), strict=True):
             shares = [float(row[column]) / float(full[column]) for row in of_kind]
             axes.plot(shares, [float(row["KL"]) for row in of_kind], marker, label=kind)
