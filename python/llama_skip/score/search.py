@@ -205,7 +205,7 @@ def _next_to(unit: Unit, out: Sequence[Unit]) -> bool:
 
 
 def _retire_far(state: Sweep, n_path: int) -> None:
-    """Retire what alone costs much more for what it saves than anything on the path will."""
+    """Retire what cannot be the best and alone costs much more for what it saves than the path does."""
     rates = {unit: state.rate(unit, cost) for unit, cost in state.costs().items()}
     path: list[Unit] = []
     for unit in sorted(state.alive, key=rates.__getitem__):
@@ -213,8 +213,8 @@ def _retire_far(state: Sweep, n_path: int) -> None:
             path.append(unit)
         if sum(state.saves.get(other, 1.0) for other in path) >= n_path:
             break
-    limit = FAR * rates[path[-1]]
-    state.alive = [unit for unit in state.alive if rates[unit] <= limit]
+    limit, first = FAR * rates[path[-1]], state.first()
+    state.alive = [unit for unit in state.alive if rates[unit] <= limit or unit in first]
 
 
 def _loss(piece: Scored) -> Floats:
