@@ -28,7 +28,7 @@ def tables(text: str) -> dict[str, list[Row]]:
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         heading, _, body = section.partition("\n")
         lines = [line.strip("| ").split(" | ") for line in body.splitlines() if line.startswith("| ")]
-        if lines and lines[0][0] == "share":
+        if lines and lines[0][:2] == ["share", "chosen by"]:
             names, *rows = [[cell.strip() for cell in line] for line in lines]
             found.setdefault(heading.partition(",")[0], []).extend(
                 dict(zip(names, row, strict=False)) for row in rows
