@@ -19,16 +19,16 @@ N_CTX, N_WINDOWS, N_BLOCKS = 64, 6, 6
 OPTIONS = {"n_threads": 1, "n_threads_batch": 1, "n_batch": N_CTX, "flash_attn": False}
 
 
-def six_blocks(path: Path, vocab: Path, weak: dict[str, float]) -> Path:
+def six_blocks(path: Path, vocab: Path, factors: dict[str, float]) -> Path:
     """Write six blocks of which each changes the stream more than the one before, in another order.
 
-    `weak` are factors of tensors by name, beside that.
+    `factors` are of tensors by name, beside that.
     """
     strength = {0: 0.5, 1: 0.02, 2: 0.2, 3: 0.05, 4: 0.35, 5: 0.1}
 
     def change(name: str, data: np.ndarray) -> np.ndarray:
         own = strength[int(name.split(".")[1])] if WRITERS.fullmatch(name) else 1
-        return data * own * weak.get(name, 1)
+        return data * own * factors.get(name, 1)
 
     return random_model(path, vocab, "qwen3", N_BLOCKS, blocks(N_BLOCKS, post_norm="ffn_norm"), {}, change)
 
