@@ -88,10 +88,10 @@ def draw_costs(model: str, rows: list[Row], path: Path) -> None:
     for axes, (column, label) in zip(panels, there.items(), strict=True):
         for (kind, of_kind), marker in zip(kinds.items(), ("o-", "D-", "s"), strict=True):
             shares = [float(row[column]) / float(full[column]) for row in of_kind]
-            axes.plot(shares, [float(row["KL"]) for row in of_kind], marker, label=kind)
-            for row, share in zip(of_kind, shares, strict=True):
+            klds = [float(row["KL"].split()[0]) for row in of_kind]  # "(missed)" may be behind it
+            axes.plot(shares, klds, marker, label=kind)
+            for row, *at in zip(of_kind, shares, klds, strict=True):
                 name = row["share"] if row["share"] != "0%" else row["chosen by"]
-                at = (share, float(row["KL"]))
                 axes.annotate(name, at, xytext=(5, 3), textcoords="offset points", fontsize=7)
         axes.set(xlabel=label)
         axes.grid(alpha=0.3)

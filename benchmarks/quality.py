@@ -318,8 +318,10 @@ def table(model: Path, found: list[dict[str, Any]]) -> Iterator[str]:
             values = row[text]
             ratio = f"{values['ratio']:.3f}" if "ratio" in values else ""
             cells += [f"{values['perplexity']:,.2f}"] if text == "judging" else []
-            missed = " (missed)" if values.get("missed") else ""
-            cells += [f"{values['kld']:.3f}", f"{values['d']:.3f}", ratio + missed]
+            shown = [f"{values['kld']:.3f}", f"{values['d']:.3f}", ratio]
+            if values.get("missed"):
+                shown[0 if row["way"] == HEALING and text == TEXTS[0] else 2] += " (missed)"
+            cells += shown
         yield f"| {' | '.join(cells)} |"
 
 
