@@ -70,6 +70,16 @@ def test_every_choice_with_every_fill(run: tuple[Path, list[dict[str, Any]]]) ->
     assert found.text.name == "judging.txt" and found.complete
 
 
+def test_a_miss_stands_behind_what_missed(run: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, rows = run
+    missed = [{**row, "judging": {**row["judging"], "missed": True}} for row in rows[2:]]
+    _, head, _, *lines = quality.table(Path("plain.gguf"), [rows[0], *missed])
+    names = head.split(" | ")
+    for row, line in zip(missed, lines[1:], strict=True):
+        marked = [name for name, cell in zip(names, line.split(" | "), strict=True) if "(missed)" in cell]
+        assert marked[0] == ("KL" if row["way"] == quality.HEALING else "d ratio")
+
+
 def test_the_baselines_are_what_they_are_called(run: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, rows = run
     blocks = next(row["blocks"] for row in rows if row["way"] == "greedy")
