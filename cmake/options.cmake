@@ -18,3 +18,4 @@ if(GGML_BACKEND_DL) # a build for any machine: its back-ends are loaded when it 
 elseif(NOT CMAKE_CROSSCOMPILING)
     set(GGML_NATIVE           ON  CACHE BOOL "ggml: optimize the build for the current system")
 endif()
+set(CMAKE_PROJECT_llama.cpp_INCLUDE "${CMAKE_CURRENT_LIST_DIR}/amx.cmake" CACHE INTERNAL "")

@@ -67,7 +67,8 @@ def _build_stock(folder: Path) -> Path:
     source, build = folder / "source", folder / "build"
     options = ROOT / "cmake" / "options.cmake"
     flags = flags_of_ours()
-    state = (ROOT / "LLAMA_CPP_VERSION").read_text() + options.read_text() + repr((flags, TARGETS))
+    decide = [ROOT / "LLAMA_CPP_VERSION", options, options.with_name("amx.cmake")]
+    state = "".join(file.read_text() for file in decide) + repr((flags, TARGETS))
     stamp, stamp_file = hashlib.sha256(state.encode()).hexdigest(), folder / "stamp"
     if stamp_file.is_file() and stamp_file.read_text() == stamp:
         return build / "bin"

@@ -1,0 +1,31 @@
+"""ggml's AMX kernels, which crash as GCC compiles them, are in no build, whatever processor it is made on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+
+import pytest
+
+from comparison.builds import Build
+
+FLAG = "-mno-amx-int8"
+
+
+def test_no_file_is_compiled_for_amx(stock: Build) -> None:
+    commands = stock.lib.parent / "compile_commands.json"
+    if not commands.is_file():
+        pytest.skip("LLAMA_SKIP_STOCK names a folder without compile commands")
+    words = [shlex.split(entry["command"]) for entry in json.loads(commands.read_text())]
+    kernels = [command for command in words if any("/ggml-cpu/amx/" in word for word in command)]
+    assert kernels
+    for command in kernels:
+        compiler = command[: command.index(next(word for word in command if word.startswith("-")))]
+        options = [word for word in command if word.startswith("-m")]
+        known = subprocess.run([*compiler, FLAG, "-E", "-"], input="", text=True, capture_output=True)
+        if known.returncode == 0:
+            seen = [*compiler, *options, "-dM", "-E", "-x", "c++", "-"]
+            macros = subprocess.run(seen, input="", text=True, capture_output=True, check=True).stdout
+            assert "__AMX_INT8__" not in macros
+            assert FLAG in options
