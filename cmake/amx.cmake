@@ -4,6 +4,9 @@ include(CheckCXXCompilerFlag)
 check_cxx_compiler_flag(-mno-amx-int8 SKIP_HAS_NO_AMX_FLAG)
 
 function(skip_no_amx ggml)
+    if(LLAMA_USE_SYSTEM_GGML) # it was compiled elsewhere
+        return()
+    endif()
     get_property(targets DIRECTORY ${ggml} PROPERTY BUILDSYSTEM_TARGETS)
     list(FILTER targets INCLUDE REGEX "^ggml-cpu") # one, or one for each variant
     foreach(target ${targets})
